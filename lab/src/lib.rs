@@ -1,0 +1,3 @@
+//! A control plane, a release server and real-systemd machines to try the agent in.
+
+pub mod serve;

@@ -1,0 +1,3 @@
+//! Parse, run the command, exit with its code.
+
+fn main() {}
