@@ -7,5 +7,6 @@ pub mod clock;
 pub mod config;
 pub mod durable;
 pub mod exit;
+pub mod http;
 pub mod secret;
 pub mod tasks;
