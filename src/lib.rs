@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod durable;
 pub mod exit;
+pub mod http;
 pub mod identity;
 pub mod secret;
 pub mod tasks;
