@@ -9,5 +9,6 @@ pub mod durable;
 pub mod exit;
 pub mod http;
 pub mod identity;
+pub mod platform;
 pub mod secret;
 pub mod tasks;
