@@ -8,5 +8,6 @@ pub mod config;
 pub mod durable;
 pub mod exit;
 pub mod http;
+pub mod platform;
 pub mod secret;
 pub mod tasks;
