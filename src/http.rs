@@ -164,11 +164,16 @@ fn without_secrets(text: &str) -> String {
     clean
 }
 
-/// An address without what may be secret in it; one that does not parse keeps its scheme only.
+/// One that does not parse keeps its scheme only.
 fn public_part(address: &str) -> String {
-    let Ok(mut url) = Url::parse(address) else {
-        return format!("{}://…", address.split(':').next().unwrap_or_default());
-    };
+    let unparsed = || format!("{}://…", address.split(':').next().unwrap_or_default());
+    Url::parse(address).map_or_else(|_| unparsed(), |url| shown(&url))
+}
+
+/// An address as messages and logs may show it: without user, password, query and fragment.
+#[must_use]
+pub fn shown(url: &Url) -> String {
+    let mut url = url.clone();
     if url.set_username("").is_err() || url.set_password(None).is_err() {
         return format!("{}://…", url.scheme());
     }
