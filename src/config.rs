@@ -24,6 +24,8 @@ pub struct Config {
     pub join_token: Option<Secret>,
     /// The name to register under; a stored certificate's name wins over it.
     pub agent_name: String,
+    /// The name was configured, not derived from the host's.
+    pub agent_name_is_configured: bool,
     /// Where the identity lives.
     pub data_dir: PathBuf,
     /// The agent runs inside the platform's own cluster.

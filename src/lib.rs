@@ -2,13 +2,18 @@
 //!
 //! ARCHITECTURE.md has the drawing and the order in which to read the rooms.
 
+pub mod agent;
 pub mod backoff;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod durable;
 pub mod exit;
 pub mod http;
 pub mod identity;
+pub mod listen;
 pub mod platform;
 pub mod secret;
+pub mod service;
 pub mod tasks;
+pub mod telemetry;

@@ -13,6 +13,3 @@ pub mod wire;
 
 pub use client::Client;
 pub use failure::{Failure, Kind};
-//! The platform's API as the agent and the updater see it: requests out, answers and events in.
-
-pub mod version;

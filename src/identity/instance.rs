@@ -50,6 +50,12 @@ impl Instance {
         Self::read(data_dir).unwrap_or_else(|| Self::new(machine_digest()))
     }
 
+    /// The same agent with a new instance id.
+    #[must_use]
+    pub fn renewed(self) -> Self {
+        Self { agent_id: self.agent_id.clone(), ..Self::new(self.machine) }
+    }
+
     fn read_for(data_dir: &Path, machine: &str) -> Option<Self> {
         let path = data_dir.join(FILE);
         if path.metadata().ok()?.len() > MAX_BYTES {

@@ -1,0 +1,247 @@
+//! The running agent: from a stored certificate to a connected instance, and in good order back down.
+//!
+//! ```text
+//!              ┌──────────── registration: load, or join once ────────────┐
+//!              ▼                                                          │ refused for good: exit 78
+//!   board ◄── heartbeat (and renewal) ──► platform ──► commands ──► (sessions)
+//!     │                                                   │ revoked: exit 78
+//!     ├─► control socket   ├─► health port   ├─► STATUS=  └────► shutdown: drain, offline, exit 0
+//! ```
+//!
+//! Every task writes what it knows on the [`board`]; nothing else is shared. What an answer of the platform means for
+//! the agent is decided in [`reaction`], without a clock or a socket.
+
+pub mod board;
+mod commands;
+mod health;
+mod heartbeat;
+mod reaction;
+pub mod registration;
+mod renewal;
+mod retry;
+mod shutdown;
+mod version_watch;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+pub use self::board::Board;
+use crate::config::Config;
+use crate::control;
+use crate::http;
+use crate::identity::{self, Identity, Store, instance::Instance};
+use crate::platform::Client;
+use crate::platform::client::AgentClient;
+use crate::service::notify;
+use crate::tasks::Tasks;
+use crate::telemetry::Build;
+
+/// Why the agent ends other than by a signal. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The identity cannot be read or stored.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    /// The platform will not register this agent.
+    #[error(transparent)]
+    Registration(#[from] registration::Error),
+    /// No HTTP client can be made.
+    #[error("the platform cannot be called")]
+    Http(#[from] http::Error),
+    /// Another agent runs here.
+    #[error(transparent)]
+    Control(#[from] control::server::Error),
+    /// The certificate ended before it could be renewed.
+    #[error(
+        "the certificate of agent {name} expired at {expired} and the platform refuses it, so it cannot renew itself. \
+         Have an administrator delete the agent {name} on the platform and make a new join token, then run \
+         `bamf-agent join --force` with it"
+    )]
+    Expired {
+        /// The agent.
+        name: String,
+        /// End of validity, RFC 3339.
+        expired: String,
+    },
+    /// The platform revoked the agent.
+    #[error(
+        "the platform revoked agent {name}: {reason}. The stored certificate was left in place. To bring the agent back, \
+         make a new join token on the platform (delete the agent there if it is still listed), then run \
+         `bamf-agent join --force` with it"
+    )]
+    Revoked {
+        /// The agent.
+        name: String,
+        /// The platform's words.
+        reason: String,
+    },
+    /// The signal handlers cannot be installed.
+    #[error("signals cannot be handled")]
+    Signals(#[source] std::io::Error),
+    /// The metrics cannot be set up.
+    #[error("the metrics cannot be set up")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Who the agent is at this moment; replaced as a whole by a renewal.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// The identity in use.
+    pub identity: Arc<Identity>,
+    /// Calls the platform with it.
+    pub client: AgentClient,
+}
+
+/// What every task of the agent has at hand.
+#[derive(Clone)]
+pub(crate) struct Context {
+    config: Arc<Config>,
+    client: Client,
+    store: Store,
+    instance: Arc<Instance>,
+    board: Board,
+    session: watch::Sender<Session>,
+    /// A task that finds the agent cannot go on says why here.
+    verdict: mpsc::Sender<Error>,
+    tasks: Tasks,
+}
+
+impl Context {
+    fn session(&self) -> Session {
+        self.session.borrow().clone()
+    }
+
+    /// From now on every call is made as `identity`.
+    fn assume(&self, identity: Identity) {
+        self.board.identify(&identity, &self.instance);
+        let identity = Arc::new(identity);
+        self.session.send_replace(Session { client: self.client.as_agent(&identity), identity });
+    }
+
+    /// Ends the agent with an error, unless another one came first.
+    fn give_up(&self, error: Error) {
+        // Full means that a verdict is already on its way.
+        drop(self.verdict.try_send(error));
+    }
+}
+
+/// Runs the agent until a signal ends it.
+///
+/// # Errors
+/// Only what needs a person: see [`Error`]. Trouble with the network or the platform never ends the agent.
+pub async fn run(config: Config, warnings: &[String], build: &Build) -> Result<(), Error> {
+    let mut signals = shutdown::Signals::install().map_err(Error::Signals)?;
+    let config = Arc::new(config);
+    let store = Store::new(&config.data_dir);
+    store.prepare()?;
+    let _lock = store.lock()?;
+    let stored = store.load()?;
+    let board = Board::new(&config, build)?;
+    tracing::info!(version = %build.version, platform = %config.platform_url, "bamf-agent starts");
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let local = Tasks::new();
+    serve_locally(&config, &board, &local).await?;
+
+    let client = Client::new(&config.network, &config.platform_url, &build.version.to_string())?;
+    let mut watch = Watch::new(board.clone());
+    let registered = registration::identity(&config, &store, &client, &board, stored);
+    let Some(identity) = watch.during(registered, &mut signals).await else { return Ok(()) };
+    let (context, mut verdicts) = context(config, client, store, board, identity?);
+    let tasks = &context.tasks;
+    tasks.spawn("heartbeat", heartbeat::run(context.clone()));
+    tasks.spawn("commands", commands::run(context.clone()));
+    tasks.spawn("renewal", renewal::run(context.clone()));
+    tasks.spawn("version watch", version_watch::run(context.clone(), build.version.clone()));
+    notify::ready();
+
+    let verdict = watch.during(verdicts.recv(), &mut signals).await.flatten();
+    shutdown::in_order(&context, &mut signals, verdict.is_none()).await;
+    local.shut_down(shutdown::TASK_LIMIT).await;
+    verdict.map_or(Ok(()), Err)
+}
+
+/// Puts together what the tasks share, once it is known who the agent is.
+fn context(
+    config: Arc<Config>,
+    client: Client,
+    store: Store,
+    board: Board,
+    identity: Identity,
+) -> (Context, mpsc::Receiver<Error>) {
+    let instance = Instance::load(store.directory());
+    if let Err(error) = instance.write(store.directory()) {
+        tracing::warn!(error = %http::chain(&error), "the instance id is not kept for the next start");
+    }
+    board.identify(&identity, &instance);
+    let identity = Arc::new(identity);
+    let (session, _) = watch::channel(Session { client: client.as_agent(&identity), identity });
+    let (verdict, verdicts) = mpsc::channel(1);
+    let instance = Arc::new(instance);
+    let context = Context { config, client, store, instance, board, session, verdict, tasks: Tasks::new() };
+    (context, verdicts)
+}
+
+/// Reports to the service manager and keeps its watchdog fed, whatever the agent is busy with.
+struct Watch {
+    board: Board,
+    beat: tokio::time::Interval,
+    shown: String,
+}
+
+impl Watch {
+    fn new(board: Board) -> Self {
+        let period = notify::watchdog_interval().unwrap_or(Duration::from_secs(3600));
+        Self { board, beat: tokio::time::interval(period), shown: String::new() }
+    }
+
+    /// Waits for `work`; `None` if a signal came first.
+    async fn during<T>(&mut self, work: impl Future<Output = T>, signals: &mut shutdown::Signals) -> Option<T> {
+        tokio::pin!(work);
+        loop {
+            // Subscribed before the line is read, so that no change between the two is missed.
+            let changed = self.board.changed();
+            let line = self.board.line();
+            if line != self.shown {
+                notify::status(&line);
+                self.shown = line;
+            }
+            tokio::select! {
+                done = &mut work => return Some(done),
+                () = signals.next() => return None,
+                _ = self.beat.tick() => notify::alive(),
+                () = changed => {}
+            }
+        }
+    }
+}
+
+/// Starts the control socket and the health port: before the platform is asked for anything, so that an agent that
+/// cannot reach it can still say so.
+async fn serve_locally(config: &Config, board: &Board, tasks: &Tasks) -> Result<(), Error> {
+    let runtime_dir: PathBuf = config.runtime_dir.clone();
+    match control::server::bind(&runtime_dir).await {
+        Ok(listener) => {
+            let board = board.clone();
+            let status: Arc<dyn Fn() -> control::Status + Send + Sync> = Arc::new(move || board.status());
+            tasks.spawn("control", control::server::serve(listener, status, tasks.clone()));
+        }
+        Err(error @ control::server::Error::InUse { .. }) => return Err(error.into()),
+        Err(error) => {
+            tracing::error!(error = %http::chain(&error), "`bamf-agent status` and `update` will not see this agent");
+        }
+    }
+    match tokio::net::TcpListener::bind(config.listen).await {
+        Ok(listener) => {
+            tasks.spawn("health", health::serve(listener, board.clone(), tasks.clone()));
+        }
+        Err(error) => {
+            tracing::error!(%error, listen = %config.listen, "/health, /ready and /metrics are not served (`listen:` chooses another address)");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! From nothing to an identity: the stored one, or the one join that an agent ever makes (contract section 3).
+//!
+//! A stored certificate wins over everything; an identity that is there but damaged is an error and never a reason to
+//! join again. Joining is repeated only where the platform cannot have registered the name, or where repeating shows
+//! whether it did: it takes a name once, so a second attempt is answered with a conflict, never with a second agent.
+
+use std::time::Duration;
+
+use crate::backoff::Backoff;
+use crate::clock;
+use crate::config::Config;
+use crate::http;
+use crate::identity::store::JoinIntent;
+use crate::identity::{self, Identity, Store, instance::Instance};
+use crate::platform::{Client, Failure, Kind};
+use crate::secret::Secret;
+use crate::service::notify;
+
+use super::board::{Board, Way};
+
+/// First wait between two attempts to join.
+const RETRY_BASE: Duration = Duration::from_secs(1);
+/// The platform allows 100 anonymous calls a minute and address, which a fleet may share (protocol 3.3).
+const RETRY_CAP: Duration = Duration::from_secs(60);
+/// Attempts of the `join` command before it reports that the platform cannot be reached.
+pub const COMMAND_ATTEMPTS: u32 = 4;
+
+/// Why the platform will not register this agent. Waiting mends none of them.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Neither a certificate nor a token.
+    #[error(
+        "{data_dir} holds no certificate and no join token is configured: make a token on the platform, then set \
+         BAMF_JOIN_TOKEN or `join_token`, or run `bamf-agent join --token-file FILE`"
+    )]
+    NoToken {
+        /// Where a certificate was looked for.
+        data_dir: String,
+    },
+    /// The token is not accepted.
+    #[error(
+        "the platform does not accept the join token (unknown, revoked, expired or used up): make a new one on the \
+         platform ({failure})"
+    )]
+    TokenRefused {
+        /// The answer.
+        failure: Failure,
+    },
+    /// Another agent has the name.
+    #[error(
+        "the platform already has an agent {name}: choose another agent_name, or have an administrator delete that agent \
+         if this machine replaces it ({failure})"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// The answer.
+        failure: Failure,
+    },
+    /// An earlier attempt of this machine may have taken the name.
+    #[error(
+        "the platform already has an agent {name}, and this machine asked for that name at {at} without getting the \
+         certificate stored: the join was interrupted. Have an administrator delete the agent {name}, then start again \
+         with a new token ({failure})"
+    )]
+    Interrupted {
+        /// The name.
+        name: String,
+        /// When the interrupted join began.
+        at: String,
+        /// The answer.
+        failure: Failure,
+    },
+    /// The platform does not understand or allow the request.
+    #[error("the platform refuses to register agent {name}: check platform_url and agent_name ({failure})")]
+    Refused {
+        /// The name.
+        name: String,
+        /// The answer.
+        failure: Failure,
+    },
+    /// The platform could not be asked; only the `join` command ends with this.
+    #[error("the platform could not register agent {name} after {attempts} attempts ({failure})")]
+    GaveUp {
+        /// The name.
+        name: String,
+        /// How often.
+        attempts: u32,
+        /// The last answer.
+        failure: Failure,
+    },
+}
+
+impl Error {
+    /// True where the network or the platform is to blame, not the configuration.
+    #[must_use]
+    pub const fn is_unreachable(&self) -> bool {
+        matches!(self, Self::GaveUp { .. })
+    }
+}
+
+/// The identity to run with: the stored one, else the one that joining gives. Waits as long as the platform is away.
+pub(super) async fn identity(
+    config: &Config,
+    store: &Store,
+    client: &Client,
+    board: &Board,
+    stored: Option<Identity>,
+) -> Result<Identity, super::Error> {
+    if let Some(identity) = stored {
+        remark(config, &identity);
+        return Ok(identity);
+    }
+    let token = config.join_token.clone().ok_or_else(|| no_token(store))?;
+    let mut backoff = Backoff::new(RETRY_BASE, RETRY_CAP);
+    let mut waiting = false;
+    loop {
+        let failure = match join(config, store, client, &token).await? {
+            Ok(identity) => return Ok(identity),
+            Err(failure) => failure,
+        };
+        let wait = failure.retry_after().unwrap_or_else(|| backoff.next(fastrand::f64()));
+        tracing::warn!(error = %failure, wait_ms = wait.as_millis(), "not joined yet, trying again");
+        board.fails(Way::Heartbeat, Some(failure.to_string()));
+        if !waiting {
+            // The start itself is fine; what is missing is the platform.
+            notify::ready();
+            waiting = true;
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// The `join` command: registers once, with a few attempts.
+///
+/// # Errors
+/// See [`super::Error`].
+pub async fn join_now(
+    config: &Config,
+    store: &Store,
+    client: &Client,
+    token: &Secret,
+) -> Result<Identity, super::Error> {
+    let mut backoff = Backoff::new(RETRY_BASE, RETRY_CAP);
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let failure = match join(config, store, client, token).await? {
+            Ok(identity) => return Ok(identity),
+            Err(failure) => failure,
+        };
+        if attempts == COMMAND_ATTEMPTS {
+            return Err(Error::GaveUp { name: config.agent_name.clone(), attempts, failure }.into());
+        }
+        tokio::time::sleep(failure.retry_after().unwrap_or_else(|| backoff.next(fastrand::f64()))).await;
+    }
+}
+
+/// One attempt. The inner error may go away by itself.
+async fn join(
+    config: &Config,
+    store: &Store,
+    client: &Client,
+    token: &Secret,
+) -> Result<Result<Identity, Failure>, super::Error> {
+    let name = &config.agent_name;
+    let earlier = store.unfinished_join().filter(|intent| intent.name == *name);
+    // The space first: what the platform answers can be asked for only once.
+    let reservation = store.reserve()?;
+    if earlier.is_none() {
+        store.begin_join(&JoinIntent { name: name.clone(), at: clock::rfc3339(clock::now()) })?;
+    }
+    match client.join(token, name, &config.labels).await {
+        Ok(issued) => {
+            let identity = reservation.commit(issued.material)?;
+            tracing::info!(agent = %identity.name, certificate = %identity.sha256, "joined the platform");
+            remember_agent_id(store, issued.agent_id);
+            Ok(Ok(identity))
+        }
+        Err(failure) if failure.is_transient() => Ok(Err(failure)),
+        Err(failure) => {
+            let error = refusal(name, earlier, failure);
+            if !matches!(error, Error::Interrupted { .. }) {
+                // The platform knows nothing of this machine: a later conflict is not ours.
+                forget(store);
+            }
+            Err(error.into())
+        }
+    }
+}
+
+fn refusal(name: &str, earlier: Option<JoinIntent>, failure: Failure) -> Error {
+    let name = name.to_owned();
+    match (failure.kind, earlier) {
+        (Kind::Unauthorized, _) => Error::TokenRefused { failure },
+        (Kind::Conflict, Some(JoinIntent { at, .. })) => Error::Interrupted { name, at, failure },
+        (Kind::Conflict, None) => Error::NameTaken { name, failure },
+        _ => Error::Refused { name, failure },
+    }
+}
+
+fn forget(store: &Store) {
+    if let Err(error) = store.end_join() {
+        tracing::warn!(error = %http::chain(&error), "the note of the refused join stays");
+    }
+}
+
+/// Keeps the agent's UUID beside the instance id. Losing it costs nothing but a line in `status`.
+pub(super) fn remember_agent_id(store: &Store, agent_id: Option<String>) {
+    let mut instance = Instance::load(store.directory());
+    if agent_id.is_none() || instance.agent_id == agent_id {
+        return;
+    }
+    instance.agent_id = agent_id;
+    if let Err(error) = instance.write(store.directory()) {
+        tracing::warn!(error = %http::chain(&error), "the agent's UUID is not kept");
+    }
+}
+
+fn remark(config: &Config, identity: &Identity) {
+    if config.join_token.is_some() {
+        tracing::warn!("a certificate is stored: the join token in the configuration is no longer needed, remove it");
+    }
+    if config.agent_name_is_configured && config.agent_name != identity.name {
+        tracing::warn!(
+            configured = %config.agent_name,
+            certificate = %identity.name,
+            "agent_name differs from the certificate's name, which is the one that counts"
+        );
+    }
+}
+
+fn no_token(store: &Store) -> Error {
+    Error::NoToken { data_dir: store.directory().display().to_string() }
+}
+
+/// How a stored identity reads when the `join` command finds one.
+#[must_use]
+pub fn already_joined(identity: &Identity) -> String {
+    format!(
+        "already joined as {} (certificate {}, valid until {}); --force registers anew and replaces it",
+        identity.name,
+        identity.sha256,
+        clock::rfc3339(identity.not_after)
+    )
+}
+
+impl From<identity::inspect::Flaw> for super::Error {
+    fn from(flaw: identity::inspect::Flaw) -> Self {
+        Self::Identity(identity::Error::Unusable(flaw))
+    }
+}

@@ -1,0 +1,85 @@
+//! The one place that knows the order of shutdown.
+//!
+//! 1. A new instance id is stored for the next start: `draining` sticks to an id on the platform (protocol 5.2).
+//! 2. Drain: no more commands, while heartbeats go on.
+//! 3. The tasks end; no heartbeat may register the instance again.
+//! 4. Offline: the platform forgets the instance now instead of in 180 s.
+//!
+//! Every step is limited, and a second signal skips what is left.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::Context;
+use crate::http;
+use crate::identity::instance::Instance;
+use crate::platform::Failure;
+use crate::service::notify;
+
+/// How long tasks may take to end once they were asked to.
+pub(super) const TASK_LIMIT: Duration = Duration::from_secs(5);
+/// How long the platform may take for each of the two calls.
+const CALL_LIMIT: Duration = Duration::from_secs(5);
+
+/// The signals that end the agent.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(super) fn install() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next one. Cancel safe.
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => tracing::info!("SIGTERM: shutting down"),
+            _ = self.interrupt.recv() => tracing::info!("SIGINT: shutting down"),
+        }
+    }
+}
+
+/// Shuts down; `goodbye` says whether the platform is told.
+pub(super) async fn in_order(context: &Context, signals: &mut Signals, goodbye: bool) {
+    notify::stopping();
+    tokio::select! {
+        () = all_steps(context, goodbye) => {}
+        () = signals.next() => tracing::warn!("a second signal: the rest of the shutdown is skipped"),
+    }
+}
+
+async fn all_steps(context: &Context, goodbye: bool) {
+    let session = context.session();
+    let id = context.instance.instance_id.as_str();
+    if goodbye {
+        retire(context);
+        limited("drain", session.client.drain(id)).await;
+    }
+    let left = context.tasks.shut_down(TASK_LIMIT).await;
+    if left > 0 {
+        tracing::warn!(left, "tasks did not end in time");
+    }
+    if goodbye {
+        limited("offline", session.client.offline(id)).await;
+    }
+    tracing::info!("bye");
+}
+
+fn retire(context: &Context) {
+    let directory = context.store.directory();
+    if let Err(error) = Instance::load(directory).renewed().write(directory) {
+        tracing::warn!(error = %http::chain(&error), "the next start will use the drained instance id again");
+    }
+}
+
+async fn limited(step: &'static str, call: impl Future<Output = Result<(), Failure>>) {
+    match tokio::time::timeout(CALL_LIMIT, call).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, step, "the platform was not told"),
+        Err(_) => tracing::warn!(step, "the platform was not told within 5 s"),
+    }
+}

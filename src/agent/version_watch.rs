@@ -1,0 +1,58 @@
+//! Keeps an eye on the API's version: the agent must not be newer (contract section 4).
+
+use std::time::Duration;
+
+use semver::Version;
+
+use super::Context;
+use crate::http;
+use crate::platform::version::{self, ApiVersion};
+
+/// Upgrades of a control plane are hours apart; one small request an hour is nothing to it.
+const INTERVAL: Duration = Duration::from_secs(3600);
+/// After a failure.
+const RETRY: Duration = Duration::from_secs(300);
+
+pub(super) async fn run(context: Context, installed: Version) {
+    let stop = context.tasks.stop_token();
+    let mut told = None;
+    loop {
+        let found = tokio::select! {
+            found = version::discover(context.client.http(), context.client.base()) => found,
+            () = stop.cancelled() => return,
+        };
+        let wait = match found {
+            Ok(ApiVersion::Reported { version, .. }) => {
+                context.board.api_version(Some(&version), &installed);
+                if version < installed && told.as_ref() != Some(&version) {
+                    tracing::warn!("{}", older_api(&version, &installed));
+                    told = Some(version);
+                }
+                INTERVAL
+            }
+            Ok(ApiVersion::NotReported) => {
+                context.board.api_version(None, &installed);
+                INTERVAL
+            }
+            Err(error) => {
+                tracing::debug!(error = %http::chain(&error), "the API's version is not known");
+                RETRY
+            }
+        };
+        // Spread over a tenth, so that a fleet does not ask in step.
+        let wait = wait.mul_f64(fastrand::f64().mul_add(0.1, 0.95));
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// What to say when somebody rolled the API back below the agent.
+#[must_use]
+pub(crate) fn older_api(api: &Version, installed: &Version) -> String {
+    format!(
+        "the API reports version {api}, older than this agent's {installed}: an agent should not be newer than its API. \
+         `bamf-agent update --allow-downgrade` steps down"
+    )
+}
