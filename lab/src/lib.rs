@@ -1,3 +1,4 @@
 //! A control plane, a release server and real-systemd machines to try the agent in.
 
+pub mod machine;
 pub mod serve;
