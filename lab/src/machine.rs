@@ -274,7 +274,7 @@ impl Machine {
     /// Like [`Machine::exec`], as another user of the machine.
     ///
     /// # Errors
-    /// See [`Machine::exec`]; an unknown user shows as a status and a message.
+    /// See [`Machine::exec`]; or the machine's /etc/passwd has no such user.
     pub fn exec_as<I, S>(&self, user: &str, words: I) -> Result<Output, Error>
     where
         I: IntoIterator<Item = S>,

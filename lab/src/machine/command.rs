@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use super::{Error, host};
@@ -161,7 +161,8 @@ impl Invocation {
             "--",
         ]);
         if let Some(user) = &self.user {
-            command.args(["runuser", "-u", user, "--"]);
+            let (uid, gid) = account(&self.entrance, user)?;
+            command.args(["setpriv", "--reuid", &uid, "--regid", &gid, "--init-groups", "--"]);
         }
         let line = self.line();
         command.args(&self.words).env_clear().envs(self.environment);
@@ -215,13 +216,18 @@ impl Running {
         }
     }
 
-    /// Ends it with a signal to its process group, as a terminal would, and returns its output.
+    /// Ends it with a signal to its process, not to that one's children, and returns its output.
     ///
     /// # Errors
     /// [`Error::TooSlow`] if it does not end within `limit`; it is then killed.
     pub fn end(self, signal: Signal, limit: Duration) -> Result<Output, Error> {
-        // Fails only if it has ended, which `wait` finds out.
-        let _ = killpg(self.group(), signal);
+        // nsenter waits outside for the one child that it forked; a signal to nsenter would end only the waiting.
+        let nsenter = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{nsenter}/task/{nsenter}/children")).unwrap_or_default();
+        if let Some(inner) = children.split_whitespace().next().and_then(|pid| pid.parse().ok()) {
+            // Fails only if it has ended, which `wait` finds out.
+            let _ = kill(Pid::from_raw(inner), signal);
+        }
         self.wait(limit)
     }
 
@@ -247,6 +253,20 @@ impl Drop for Running {
             drop(self.kill());
         }
     }
+}
+
+/// User and group number of a user of the machine. runuser(1) would look them up itself, but it stays between us and
+/// the command, and takes signals its own way.
+fn account(entrance: &Entrance, user: &str) -> io::Result<(String, String)> {
+    let path = format!("/proc/{}/root/etc/passwd", entrance.pid);
+    std::fs::read_to_string(path)?
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find_map(|fields| match fields[..] {
+            [name, _, uid, gid, ..] if name == user => Some((uid.to_owned(), gid.to_owned())),
+            _ => None,
+        })
+        .ok_or_else(|| io::Error::other(format!("the machine has no user `{user}`")))
 }
 
 /// All that a file holds, read through a descriptor of its own so that the writer's offset stays.

@@ -22,7 +22,7 @@ const PREFIX: &str = "bamf-lab-";
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// What the scripts call, besides what every system has.
-const TOOLS: &[&str] = &["unshare", "nsenter", "mount", "pivot_root", "setpriv", "runuser", "ip"];
+const TOOLS: &[&str] = &["unshare", "nsenter", "mount", "pivot_root", "setpriv", "ip"];
 
 /// Tries what booting needs: namespaces, the overlay, a cgroup.
 const PROBE: &str =
