@@ -2,4 +2,5 @@
 
 pub mod plane;
 pub mod release;
+pub mod machine;
 pub mod serve;
