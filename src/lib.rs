@@ -11,3 +11,4 @@ pub mod http;
 pub mod platform;
 pub mod secret;
 pub mod tasks;
+pub mod update;
