@@ -8,4 +8,5 @@
 //! Every arrow consumes what the one before produced: there is no [`trust::Verified`] without signature and hash, and
 //! nothing is swapped in without one.
 
+pub mod plan;
 pub mod trust;
