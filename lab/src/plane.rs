@@ -13,10 +13,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::net::TcpSocket;
 
 use crate::serve::{Network, Server};
 
@@ -84,10 +86,19 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct ControlPlane {
     shared: Arc<Shared>,
-    server: Mutex<Option<Server>>,
+    held: Mutex<Port>,
     web: web::WebIdentity,
     options: Options,
     port: u16,
+}
+
+/// What holds the port.
+#[derive(Debug, Default)]
+struct Port {
+    server: Option<Server>,
+    /// While there is no server: bound but not listening, so that connections are refused and yet no other process is given
+    /// the port.
+    reserved: Option<TcpSocket>,
 }
 
 /// Life and addresses.
@@ -102,10 +113,10 @@ impl ControlPlane {
             CertificatePolicy { lifetime: options.certificate_lifetime, backdate: options.certificate_backdate };
         let shared = Arc::new(Shared::new(State::new(policy, options.rate_limits)));
         let port = options.port;
-        let mut plane = Self { shared, server: Mutex::new(None), web, options, port };
+        let mut plane = Self { shared, held: Mutex::default(), web, options, port };
         let server = plane.listen()?;
         plane.port = server.address().port();
-        plane.server = Mutex::new(Some(server));
+        plane.held = Mutex::new(Port { server: Some(server), reserved: None });
         Ok(plane)
     }
 
@@ -139,8 +150,11 @@ impl ControlPlane {
 
     /// Refuses connections from now on and cuts those that are open.
     pub fn stop_listening(&self) {
-        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(server);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        // The listener has to go first; nobody can bind beside it.
+        if held.server.take().is_some() {
+            held.reserved = self.reserve_port();
+        }
     }
 
     /// Listens again, on the same port.
@@ -148,11 +162,22 @@ impl ControlPlane {
     /// # Errors
     /// Somebody took the port meanwhile.
     pub fn resume(&self) -> io::Result<()> {
-        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
-        if server.is_none() {
-            *server = Some(self.listen()?);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.server.is_none() {
+            held.server = Some(self.listen()?);
+            drop(held.reserved.take());
         }
         Ok(())
+    }
+
+    /// A machine's own network has nobody else who could take the port.
+    fn reserve_port(&self) -> Option<TcpSocket> {
+        let Network::Host = self.options.network else { return None };
+        let socket = TcpSocket::new_v4().ok()?;
+        // Lets `resume` bind beside it; two sockets may share a port as long as none listens (socket(7), SO_REUSEADDR).
+        socket.set_reuseaddr(true).ok()?;
+        socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))).ok()?;
+        Some(socket)
     }
 
     fn listen(&self) -> io::Result<Server> {
@@ -295,7 +320,8 @@ impl ControlPlane {
         self.shared.with(|state| state.seen.requests.to_vec())
     }
 
-    /// Blocks until `condition` holds for what has been seen; false when it did not within `limit`.
+    /// Blocks until `condition` holds for what has been seen; false when it did not within `limit`. The condition runs under
+    /// the state's lock, so it must not call this plane.
     #[must_use]
     pub fn wait_for(&self, limit: Duration, condition: impl FnMut(&Observed) -> bool) -> bool {
         self.shared.wait_for(limit, condition)

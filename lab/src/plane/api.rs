@@ -20,7 +20,7 @@ use super::reply::Reply;
 use super::state::Shared;
 use crate::serve::{Body, Handler};
 
-/// Bytes of a request body that are read; heartbeats of the largest agents are far below.
+/// Bytes of a request body that are read; heartbeats of the largest agents are far below. Beyond, the connection is cut.
 const BODY_LIMIT: usize = 8 << 20;
 
 /// A request, read whole.

@@ -44,7 +44,7 @@ pub enum Fault {
     StatusWithRetryAfter(u16, u64),
     /// This status with a page of HTML: an ingress's error, or with 200 a captive portal.
     Html(u16),
-    /// 200 and bytes that are neither JSON nor text.
+    /// The success status and bytes that are neither JSON nor text.
     Garbage,
     /// The success status and JSON with nothing in it that belongs there.
     WrongShape,
@@ -58,7 +58,7 @@ pub enum Fault {
     Redirect(String),
     /// No answer ever.
     Hang,
-    /// 200 and 256 MiB of well-formed JSON.
+    /// The success status and 256 MiB of well-formed JSON.
     HugeBody,
 }
 
@@ -109,10 +109,14 @@ pub(crate) async fn answer(
         Some(Fault::Status(status)) => refusal(status),
         Some(Fault::StatusWithRetryAfter(status, secs)) => refusal(status).with("retry-after", secs),
         Some(Fault::Html(status)) => Reply::text(status, "text/html; charset=utf-8", HTML),
-        Some(Fault::Garbage) => Reply::text(200, "application/json", &b"\x00\xff\xfe{\"message\": \x80\x00"[..]),
+        Some(Fault::Garbage) => {
+            Reply::text(success(endpoint), "application/json", &b"\x00\xff\xfe{\"message\": \x80\x00"[..])
+        }
         Some(Fault::WrongShape) => Reply::json(success(endpoint), &json!({ "unexpected": ["shape", 1, null] })),
         Some(Fault::Redirect(location)) => Reply::text(307, "text/plain", "").with("location", location),
-        Some(Fault::HugeBody) => Reply { content: Content::Huge, ..Reply::text(200, "application/json", "") },
+        Some(Fault::HugeBody) => {
+            Reply { content: Content::Huge, ..Reply::text(success(endpoint), "application/json", "") }
+        }
     };
     reply.into_response()
 }

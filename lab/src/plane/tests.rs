@@ -488,6 +488,15 @@ fn a_stopped_plane_refuses_connections_keeps_its_memory_and_comes_back_on_its_po
 }
 
 #[test]
+fn the_port_of_a_stopped_plane_is_given_to_nobody_else() {
+    let plane = plane();
+    plane.stop_listening();
+    let address = plane.url().replace("http://", "").parse().unwrap();
+    let error = tokio::net::TcpSocket::new_v4().unwrap().bind(address).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+}
+
+#[test]
 fn waiting_ends_at_its_limit() {
     let plane = plane();
     assert!(!plane.wait_for_heartbeats(1, Duration::from_millis(1)));
