@@ -1,6 +1,6 @@
 //! A control plane, a release server and real-systemd machines to try the agent in.
 
+pub mod machine;
 pub mod plane;
 pub mod release;
-pub mod machine;
 pub mod serve;
