@@ -21,6 +21,7 @@ mod command;
 mod files;
 mod keeper;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -160,10 +161,19 @@ pub fn or_skip(name: &str) -> bool {
     Machine::available().inspect_err(|reason| report_skipped(name, reason)).is_err()
 }
 
-/// Says that the test `name` is skipped and why.
-#[expect(clippy::print_stderr, reason = "the one line by which a skipped test is told from a passed one")]
+/// Says that the test `name` is skipped and why: on standard error past the test runner's capture, and as a line of the
+/// file that `BAMF_SKIPPED` names, from which `scripts/test` lists them at its end.
 pub fn report_skipped(name: &str, reason: &str) {
-    eprintln!("skipped: {name}: {reason}");
+    let line = format!("skipped: {name}: {reason}\n");
+    // Neither is worth failing a test for.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    if let Some(list) = std::env::var_os("BAMF_SKIPPED") {
+        let _ = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(list)
+            .and_then(|mut f| f.write_all(line.as_bytes()));
+    }
 }
 
 impl Machine {
