@@ -1,5 +1,6 @@
 //! A control plane, a release server and real-systemd machines to try the agent in.
 
+pub mod agent;
 pub mod machine;
 pub mod plane;
 pub mod release;

@@ -44,11 +44,13 @@ pub(super) fn validate(root: Option<&Node>, overrides: &Overrides, reader: &mut 
     let kubernetes = reader.environment.is_kubernetes();
     let allow_insecure_http = reader.parsed(&keys::ALLOW_INSECURE_HTTP, top, truth).unwrap_or(false);
     let (reconnect_base_delay, reconnect_max_delay) = reconnect_delays(reader);
+    let (agent_name, agent_name_is_configured) = agent_name(reader, top);
     Config {
         file: None,
         platform_url: platform_url(reader, top, allow_insecure_http),
         join_token: reader.parsed(&keys::JOIN_TOKEN, top, |text| Some(Secret::new(text.text.clone()))),
-        agent_name: agent_name(reader, top),
+        agent_name,
+        agent_name_is_configured,
         data_dir: data_dir(reader, top),
         cluster_internal: reader.parsed(&keys::CLUSTER_INTERNAL, top, truth).unwrap_or(false),
         zone: zone(reader, top),
@@ -81,13 +83,14 @@ fn platform_url(reader: &mut Reader<'_>, top: &[Entry], allow_insecure_http: boo
     url.ok().flatten().unwrap_or_else(default)
 }
 
-fn agent_name(reader: &mut Reader<'_>, top: &[Entry]) -> String {
+/// The name, and whether it was configured.
+fn agent_name(reader: &mut Reader<'_>, top: &[Entry]) -> (String, bool) {
     let key = &keys::AGENT_NAME;
     let name = reader.parsed(key, top, |text| names::is_agent_name(&text.text).then(|| text.text.clone()));
     if let Some(name) = name {
-        return name;
+        return (name, true);
     }
-    match reader.environment.host_name.as_deref().and_then(names::agent_name_from_host) {
+    let name = match reader.environment.host_name.as_deref().and_then(names::agent_name_from_host) {
         Some(name) => {
             reader.origins.insert(key.path.to_owned(), Origin::Machine("host name"));
             name
@@ -98,7 +101,8 @@ fn agent_name(reader: &mut Reader<'_>, top: &[Entry]) -> String {
             reader.report.warning(Origin::Default, key.path, message);
             "agent".to_owned()
         }
-    }
+    };
+    (name, false)
 }
 
 fn data_dir(reader: &mut Reader<'_>, top: &[Entry]) -> PathBuf {

@@ -1,0 +1,97 @@
+//! `config check`, `config show` and `selftest`: what would be, without doing it.
+
+use std::path::Path;
+
+use nix::unistd::{AccessFlags, access};
+
+use super::{Call, Failed, Result, output};
+use crate::clock;
+use crate::config::{Config, Loaded};
+use crate::exit::Exit;
+use crate::http;
+use crate::identity::{Identity, Store};
+
+pub(super) fn check(call: &Call) -> Result {
+    let loaded = call.load()?;
+    warn(&loaded);
+    let place = loaded.config.file.as_ref().map_or_else(|| "the environment".into(), |file| file.display().to_string());
+    output::line(format!("{place}: valid, {} resources", loaded.config.resources.len()));
+    Ok(Exit::Done)
+}
+
+pub(super) fn show(call: &Call, json: bool) -> Result {
+    let loaded = call.load()?;
+    warn(&loaded);
+    let rows = loaded.show();
+    if json {
+        let rows = rows.iter().map(|row| serde_json::json!({"key": row.key, "value": row.value, "origin": row.origin}));
+        output::json(&serde_json::json!({"settings": rows.collect::<Vec<_>>()}));
+        return Ok(Exit::Done);
+    }
+    let widths = rows.iter().fold((0, 0), |(key, value), row| (key.max(row.key.len()), value.max(row.value.len())));
+    let (key_width, value_width) = (widths.0, widths.1.min(60));
+    for row in &rows {
+        output::line(format!("{:key_width$}  {:value_width$}  # {}", row.key, row.value, row.origin));
+    }
+    Ok(Exit::Done)
+}
+
+/// Everything that `run` needs before it talks to anybody (contract section 1).
+pub(super) fn selftest(call: &Call) -> Result {
+    let loaded = call.load()?;
+    warn(&loaded);
+    let found = findings(&loaded.config, &call.build.version.to_string());
+    for good in &found.good {
+        output::line(format!("ok: {good}"));
+    }
+    if found.problems.is_empty() {
+        return Ok(Exit::Done);
+    }
+    Err(Failed { exit: Exit::Config, message: found.problems.join("\n") })
+}
+
+/// What a self-test found.
+#[derive(Default)]
+struct Findings {
+    good: Vec<String>,
+    problems: Vec<String>,
+}
+
+fn findings(config: &Config, version: &str) -> Findings {
+    let mut found = Findings::default();
+    found.good.push("the configuration is valid".into());
+    match Store::new(&config.data_dir).peek() {
+        Ok(Some(identity)) => judge(&identity, &mut found),
+        Ok(None) if config.join_token.is_some() => {
+            found.good.push(format!("not joined yet: will join as {} with the configured token", config.agent_name));
+        }
+        Ok(None) => found
+            .problems
+            .push(format!("{} holds no certificate and no join token is configured", config.data_dir.display())),
+        Err(error) => found.problems.push(http::chain(&error)),
+    }
+    let writable = |path: &Path| access(path, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
+    if config.data_dir.exists() && !writable(&config.data_dir) {
+        found.problems.push(format!("{} is not writable for this user", config.data_dir.display()));
+    }
+    match http::client(&config.network, http::Purpose::Platform, version) {
+        Ok(_) => found.good.push("TLS trust roots and proxies are usable".into()),
+        Err(error) => found.problems.push(http::chain(&error)),
+    }
+    found
+}
+
+fn judge(identity: &Identity, found: &mut Findings) {
+    let until = clock::rfc3339(identity.not_after);
+    if identity.is_expired(clock::now()) {
+        found.problems.push(format!("the certificate of agent {} expired at {until}", identity.name));
+    } else {
+        found.good.push(format!("the identity of agent {} is sound, valid until {until}", identity.name));
+    }
+}
+
+fn warn(loaded: &Loaded) {
+    for warning in &loaded.warnings {
+        output::note(format!("warning: {warning}"));
+    }
+}

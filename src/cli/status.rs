@@ -1,0 +1,109 @@
+//! `status`: asks the running agent; without one, reads the disk.
+
+use super::{Call, Failed, Result, output};
+use crate::clock;
+use crate::config::Config;
+use crate::control::{self, Status, status::Certificate};
+use crate::exit::Exit;
+use crate::identity::{Store, instance::Instance};
+
+pub(super) async fn status(call: &Call, json: bool) -> Result {
+    let config = call.load()?.config;
+    let mut status = match control::client::status(&config.runtime_dir).await {
+        Ok(status) => status,
+        Err(error @ control::client::Error::NotRunning { .. }) => {
+            let mut status = from_disk(&config, &call.build.version.to_string())?;
+            status.api.last_error = Some(error.to_string());
+            status
+        }
+        Err(error) => return Err(Failed::new(Exit::Failed, &error)),
+    };
+    add_updates(&mut status);
+    if json {
+        output::json(&status);
+    } else {
+        for line in lines(&status) {
+            output::line(line);
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn from_disk(config: &Config, version: &str) -> Result<Status> {
+    let store = Store::new(&config.data_dir);
+    let identity = store.peek().map_err(|error| Failed::new(super::identity::exit_of_identity(&error), &error))?;
+    let instance = Instance::read(&config.data_dir);
+    let mut status = Status {
+        version: version.to_owned(),
+        agent_name: identity.as_ref().map_or_else(|| config.agent_name.clone(), |identity| identity.name.clone()),
+        agent_id: instance.as_ref().and_then(|instance| instance.agent_id.clone()),
+        instance_id: instance.map(|instance| instance.instance_id),
+        certificate: identity.as_ref().map(Certificate::from),
+        ..Status::default()
+    };
+    config.platform_url.as_str().trim_end_matches('/').clone_into(&mut status.api.url);
+    status.update.installed = version.to_owned();
+    Ok(status)
+}
+
+/// What only root may read: the updater's own files.
+fn add_updates(status: &mut Status) {
+    let _ = status;
+}
+
+fn lines(status: &Status) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut row = |name: &str, text: String| lines.push(format!("  {name:<12} {text}"));
+    row(
+        "agent",
+        match &status.agent_id {
+            Some(id) => format!("{} ({id})", status.agent_name),
+            None => status.agent_name.clone(),
+        },
+    );
+    let api = &status.api;
+    let version =
+        api.version.as_ref().map_or("version not reported".to_owned(), |version| format!("version {version}"));
+    let connected = if api.connected { "connected" } else { "not connected" };
+    row("platform", format!("{}: {connected}, {version}", api.url));
+    if let Some(at) = &api.last_heartbeat {
+        row("heartbeat", format!("last accepted at {at}"));
+    }
+    row(
+        "certificate",
+        status.certificate.as_ref().map_or("none: not joined".to_owned(), |certificate| {
+            format!("valid until {}, renewed from {}", certificate.not_after, certificate.renew_at)
+        }),
+    );
+    if let Some(certificate) = &status.certificate {
+        row("", format!("sha256 {}", certificate.sha256));
+    }
+    let sessions = &status.sessions;
+    row("sessions", format!("{} active, {} adopted, {} lost", sessions.active, sessions.adopted, sessions.lost));
+    row("update", update_line(status));
+    if let Some(error) = &api.last_error {
+        row("problem", error.clone());
+    }
+    let head = match (status.pid, &status.started_at) {
+        (Some(pid), Some(since)) => format!("bamf-agent {} runs since {since} (pid {pid})", status.version),
+        _ => format!("bamf-agent {} is not running", status.version),
+    };
+    [vec![head], lines].concat()
+}
+
+fn update_line(status: &Status) -> String {
+    let update = &status.update;
+    let state = update.state.as_deref().filter(|state| *state != "idle").map(|state| format!(", update is {state}"));
+    let next = match (&update.available, semver::Version::parse(&update.installed), &status.api.version) {
+        (Some(version), _, _) => format!(", {version} may be available: `sudo bamf-agent update`"),
+        (None, Ok(installed), Some(api)) => match semver::Version::parse(api) {
+            Ok(api) if installed > api => format!(
+                ", newer than the API's {api}: `sudo bamf-agent update --allow-downgrade` steps down (as of {})",
+                clock::rfc3339(clock::now())
+            ),
+            _ => String::new(),
+        },
+        _ => String::new(),
+    };
+    format!("{} installed{next}{}", update.installed, state.unwrap_or_default())
+}
