@@ -9,4 +9,5 @@
 //! nothing is swapped in without one.
 
 pub mod plan;
+pub mod source;
 pub mod trust;
