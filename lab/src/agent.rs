@@ -195,7 +195,7 @@ impl Agent {
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("process ids fit");
         // A process that has ended already is waited for all the same.
-        drop(kill(Pid::from_raw(pid), signal));
+        let _ = kill(Pid::from_raw(pid), signal);
     }
 
     /// Waits for the end; kills it after `limit`.
