@@ -8,4 +8,6 @@ pub mod config;
 pub mod durable;
 pub mod exit;
 pub mod secret;
+pub mod service;
 pub mod tasks;
+pub mod update;
