@@ -4,10 +4,16 @@
 //! `recover` turns that into the next step. Both an older and a newer agent read it (after a restore the old one reads what
 //! the new one wrote), so unknown fields are kept and unknown words are read as `unknown`. A journal that cannot be read
 //! is set aside, never obeyed and never in the way: updaters that trusted a broken marker rolled good versions back.
+//!
+//! There are two writers: while the updater watches a trial, the guard counts the starts. Both go through
+//! [`Journal::change`], which reads, changes and writes under a lock of its own, held for that long only. (The updater's
+//! lock is held for the whole transaction; a guard that waited for it would keep the service from starting.)
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -29,6 +35,9 @@ pub const STARTS_LIMIT: u32 = 3;
 const SIZE_LIMIT_BYTES: u64 = 1024 * 1024;
 /// Enough to see that it happens again and again, few enough to fill no disk.
 const SET_ASIDE_LIMIT: u32 = 5;
+/// A writer needs milliseconds, on a struggling disk seconds; one that is stopped must not stop the service's start.
+const LOCK_TRIES: u32 = 500;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// Versions rolled back on one machine that are remembered.
 const KNOWN_BAD_LIMIT: usize = 32;
 
@@ -88,6 +97,9 @@ pub enum Action {
     Update,
     /// Back to the kept file, because the operator said so.
     Rollback,
+    /// A word of a newer updater; it goes from the old file to the new one, as an update.
+    #[serde(other)]
+    Unknown,
 }
 
 /// How the files change places.
@@ -98,6 +110,9 @@ pub enum Method {
     Exchange,
     /// Hard link and rename, where the file system does not know the exchange.
     LinkRename,
+    /// A word of a newer updater. Nothing is decided by it.
+    #[serde(other)]
+    Unknown,
 }
 
 /// One of the two files of a transaction.
@@ -282,11 +297,36 @@ impl Journal {
         Ok(read(path)?.and_then(|text| Self::parse(&text)))
     }
 
+    /// Changes the journal at `path` in one go: what another writer has written meanwhile is kept. On the disk when this
+    /// returns; returns what was written.
+    ///
+    /// # Errors
+    /// The disk's, or `TimedOut` where another writer hangs; the old journal is then still in place.
+    pub fn change(path: &Path, change: impl FnOnce(&mut Self)) -> durable::Result<Self> {
+        let _locked = lock(path)?;
+        let mut journal = Self::load(path)?.journal;
+        change(&mut journal);
+        journal.store(path)?;
+        Ok(journal)
+    }
+
+    /// Changes the transaction in progress, if there is one, as [`Journal::change`] does.
+    ///
+    /// # Errors
+    /// As [`Journal::change`].
+    pub fn change_transaction(path: &Path, change: impl FnOnce(&mut Transaction)) -> durable::Result<Self> {
+        Self::change(path, |journal| {
+            if let Some(transaction) = &mut journal.transaction {
+                change(transaction);
+            }
+        })
+    }
+
     /// Writes the journal, on the disk when this returns.
     ///
     /// # Errors
     /// The disk's; the old journal is then still in place.
-    pub fn store(&self, path: &Path) -> durable::Result<()> {
+    fn store(&self, path: &Path) -> durable::Result<()> {
         let written = Self { version: VERSION.max(self.version), ..self.clone() };
         let mut text = serde_json::to_vec_pretty(&written).map_err(std::io::Error::other).on("encode", path)?;
         text.push(b'\n');
@@ -322,7 +362,7 @@ impl Journal {
 }
 
 impl Transaction {
-    /// Goes to `step`. Store the journal before doing it.
+    /// Goes to `step`. The journal is written before the step is done.
     pub const fn enter(&mut self, step: Step) {
         self.step = step;
         self.steps = self.steps.saturating_add(1);
@@ -338,7 +378,7 @@ impl Transaction {
     #[must_use]
     pub const fn from(&self) -> &Binary {
         match self.action {
-            Action::Update => &self.old,
+            Action::Update | Action::Unknown => &self.old,
             Action::Rollback => &self.new,
         }
     }
@@ -347,10 +387,33 @@ impl Transaction {
     #[must_use]
     pub const fn to(&self) -> &Binary {
         match self.action {
-            Action::Update => &self.new,
+            Action::Update | Action::Unknown => &self.new,
             Action::Rollback => &self.old,
         }
     }
+}
+
+/// Taken for a read and a write; released when the file is dropped, or by the kernel.
+fn lock(path: &Path) -> durable::Result<File> {
+    let path = &with_suffix(path, ".lock");
+    let no_follow = nix::fcntl::OFlag::O_NOFOLLOW.bits();
+    let mut options = File::options();
+    let options = options.write(true).create(true).truncate(false).mode(0o600).custom_flags(no_follow);
+    let file = options.open(path).on("open", path)?;
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(error)) => return Err(durable::Error::new("lock", path, error)),
+        }
+    }
+    Err(durable::Error::new("lock", path, std::io::ErrorKind::TimedOut.into()))
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 fn read(path: &Path) -> durable::Result<Option<Vec<u8>>> {
@@ -365,11 +428,7 @@ fn read(path: &Path) -> durable::Result<Option<Vec<u8>>> {
 }
 
 fn set_aside(path: &Path) -> durable::Result<PathBuf> {
-    let name = |n: u32| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".corrupt-{n}"));
-        PathBuf::from(name)
-    };
+    let name = |n: u32| with_suffix(path, &format!(".corrupt-{n}"));
     let free = (1..SET_ASIDE_LIMIT).map(name).find(|candidate| candidate.symlink_metadata().is_err());
     let to = free.unwrap_or_else(|| name(SET_ASIDE_LIMIT));
     durable::rename(path, &to)?;

@@ -176,15 +176,22 @@ fn dress(target: &File, installed: &Path, path: &Path) -> durable::Result<()> {
     target.set_permissions(Permissions::from_mode(mode)).on("set the mode of", path)
 }
 
-/// A wrong label makes systemd fail with 203/EXEC. No label to copy, or no support for labels, is fine.
+/// A wrong label makes systemd fail with 203/EXEC. No label to copy, no support for labels, or the right label already
+/// (the directory's policy gave it) is fine.
 fn copy_label(from: &Path, to: &File) -> io::Result<()> {
-    let mut label = vec![0_u8; LABEL_LIMIT_BYTES];
-    let length = match rustix::fs::getxattr(from, SELINUX_LABEL, &mut label[..]) {
+    let mut wanted = vec![0_u8; LABEL_LIMIT_BYTES];
+    let length = match rustix::fs::getxattr(from, SELINUX_LABEL, &mut wanted[..]) {
         Ok(length) => length,
         Err(rustix::io::Errno::NODATA | rustix::io::Errno::NOTSUP) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    Ok(rustix::fs::fsetxattr(to, SELINUX_LABEL, &label[..length], rustix::fs::XattrFlags::empty())?)
+    let mut present = vec![0_u8; LABEL_LIMIT_BYTES];
+    if rustix::fs::fgetxattr(to, SELINUX_LABEL, &mut present[..])
+        .is_ok_and(|found| present[..found] == wanted[..length])
+    {
+        return Ok(());
+    }
+    Ok(rustix::fs::fsetxattr(to, SELINUX_LABEL, &wanted[..length], rustix::fs::XattrFlags::empty())?)
 }
 
 #[cfg(test)]

@@ -22,8 +22,8 @@ use std::path::{Path, PathBuf};
 use super::digest::Sha256;
 use super::journal::Method;
 use super::recover::Disk;
-use super::stage::Staged;
 use super::state_dir::{self, check_parents};
+use super::trial::Tried;
 use crate::durable::{self, Context};
 use crate::exit::Reason;
 
@@ -126,12 +126,25 @@ impl Paths {
     /// # Errors
     /// What is wrong with the path.
     pub fn resolve(asked: &Path) -> Result<Self, Error> {
-        let installed = follow(asked)?;
-        let directory = durable::parent(&installed).canonicalize().on("resolve", &installed)?;
-        let name = installed.file_name().ok_or_else(|| Error::NotAFile(asked.to_owned()))?;
+        Ok(Self { asked: asked.to_owned(), ..Self::beside(&follow(asked)?)? })
+    }
+
+    /// The names around a target that a journal has recorded; the file itself may be missing.
+    ///
+    /// # Errors
+    /// Where somebody else could change the directory.
+    pub fn recorded(target: &Path) -> Result<Self, Error> {
+        check_parents(target)?;
+        Self::beside(target)
+    }
+
+    fn beside(target: &Path) -> Result<Self, Error> {
+        let above = durable::parent(target);
+        let directory = above.canonicalize().on("resolve", above)?;
+        let name = target.file_name().ok_or_else(|| Error::NotAFile(target.to_owned()))?;
         let beside = |suffix: &str| directory.join(format!(".bamf-agent.{suffix}"));
         Ok(Self {
-            asked: asked.to_owned(),
+            asked: target.to_owned(),
             installed: directory.join(name),
             staged: beside("new"),
             aside: beside("old"),
@@ -155,11 +168,12 @@ impl Paths {
     }
 }
 
-/// Installs the staged file and keeps the installed one, which must still have the content `old`.
+/// Installs the tried file and keeps the installed one, which must still have the content `old`.
 ///
 /// # Errors
 /// [`Error::Changed`] before anything is touched; [`Error::Disk`] in between.
-pub fn swap(staged: &Staged, old: Sha256, paths: &Paths) -> Result<Swapped, Error> {
+pub fn swap(tried: Tried, old: Sha256, paths: &Paths) -> Result<Swapped, Error> {
+    let staged = tried.staged();
     expect_content(&paths.installed, old)?;
     expect_content(staged.path(), staged.sha256())?;
     let method = with_either(|method| forward(paths, method))?;
@@ -226,7 +240,7 @@ pub fn forward(paths: &Paths, method: Method) -> Vec<Move> {
     match method {
         Method::Exchange => vec![Move::Exchange(staged.clone(), installed), Move::Rename(staged, kept)],
         // Not straight to `kept`: until the swap has happened the version before is still the one to go back to.
-        Method::LinkRename => vec![
+        Method::LinkRename | Method::Unknown => vec![
             Move::Link(installed.clone(), aside.clone()),
             Move::Rename(staged, installed),
             Move::Rename(aside, kept),
@@ -240,7 +254,9 @@ pub fn back(paths: &Paths, method: Method) -> Vec<Move> {
     let Paths { installed, kept, failed, .. } = paths.clone();
     match method {
         Method::Exchange => vec![Move::Exchange(kept.clone(), installed), Move::Rename(kept, failed)],
-        Method::LinkRename => vec![Move::Link(installed.clone(), failed), Move::Rename(kept, installed)],
+        Method::LinkRename | Method::Unknown => {
+            vec![Move::Link(installed.clone(), failed), Move::Rename(kept, installed)]
+        }
     }
 }
 

@@ -61,8 +61,28 @@ pub struct Trial {
 /// Proof: the staged binary said the right version and passed its selftest.
 #[derive(Debug)]
 pub struct Tried {
-    /// What the selftest printed, bounded.
-    pub selftest_output: String,
+    staged: Staged,
+    selftest_output: String,
+}
+
+impl Tried {
+    /// The file that was tried.
+    #[must_use]
+    pub const fn staged(&self) -> &Staged {
+        &self.staged
+    }
+
+    /// What the selftest printed, bounded and on one line.
+    #[must_use]
+    pub fn selftest_output(&self) -> &str {
+        &self.selftest_output
+    }
+
+    /// Takes a staged file for tried, in tests of what comes after.
+    #[cfg(test)]
+    pub(super) const fn unchecked(staged: Staged) -> Self {
+        Self { staged, selftest_output: String::new() }
+    }
 }
 
 /// Why the staged binary is not installed.
@@ -141,12 +161,13 @@ impl Error {
 /// Runs the staged file twice, with `--version` and with `selftest`.
 ///
 /// # Errors
-/// The first thing that is wrong; the installed binary was not touched.
-pub async fn try_run(staged: &Staged, trial: &Trial) -> Result<Tried, Error> {
-    try_program(staged.path(), trial).await
+/// The first thing that is wrong; the installed binary was not touched, and the staged file is to be discarded.
+pub async fn try_run(staged: Staged, trial: &Trial) -> Result<Tried, Error> {
+    let selftest_output = try_program(staged.path(), trial).await?;
+    Ok(Tried { staged, selftest_output })
 }
 
-async fn try_program(program: &Path, trial: &Trial) -> Result<Tried, Error> {
+async fn try_program(program: &Path, trial: &Trial) -> Result<String, Error> {
     let said = run(program, "--version", vec!["--version".into()], trial).await?;
     check_version(&said, trial)?;
     let mut arguments: Vec<OsString> = vec!["selftest".into()];
@@ -157,7 +178,7 @@ async fn try_program(program: &Path, trial: &Trial) -> Result<Tried, Error> {
     if !selftest.ended.success() {
         return Err(Error::Selftest { ended: selftest.ended, output: selftest.shown() });
     }
-    Ok(Tried { selftest_output: selftest.shown() })
+    Ok(selftest.shown())
 }
 
 /// Version and platform of a line such as `bamf-agent 1.2.0 (linux/amd64, rustc 1.95.0, commit abc)`.

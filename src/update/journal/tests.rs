@@ -183,3 +183,37 @@ fn a_rollback_goes_from_the_new_file_to_the_old_one() {
     transaction.action = Action::Rollback;
     assert_eq!((transaction.from().sha256, transaction.to().sha256), (digest(0x0b), digest(0x0a)));
 }
+
+#[test]
+fn the_guard_and_the_updater_do_not_overwrite_each_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.json");
+    Journal::change(&path, |journal| *journal = Journal { transaction: full().transaction, ..Journal::empty() })
+        .unwrap();
+    std::thread::scope(|threads| {
+        threads.spawn(|| (0..25).for_each(|_| drop(Journal::change_transaction(&path, |t| t.starts += 1).unwrap())));
+        threads.spawn(|| {
+            (0..25).for_each(|_| drop(Journal::change_transaction(&path, |t| t.enter(Step::Trial)).unwrap()));
+        });
+    });
+    let transaction = Journal::load(&path).unwrap().journal.transaction.unwrap();
+    assert_eq!((transaction.starts, transaction.steps, transaction.step), (2 + 25, 8 + 25, Step::Trial));
+}
+
+#[test]
+fn the_lock_of_a_writer_is_released_by_its_end() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.json");
+    let held = lock(&path).unwrap();
+    assert_eq!(path.with_extension("json.lock").metadata().unwrap().permissions().mode() & 0o7777, 0o600);
+    drop(held);
+    Journal::change_transaction(&path, |_| panic!("there is no transaction")).unwrap();
+}
+
+#[test]
+fn words_of_a_newer_updater_are_read_as_unknown() {
+    let text = GOLDEN.replace("\"exchange\"", "\"reflink\"").replace("\"update\"", "\"repair\"");
+    let transaction = Journal::parse(text.as_bytes()).unwrap().transaction.unwrap();
+    assert_eq!((transaction.action, transaction.method), (Action::Unknown, Some(Method::Unknown)));
+}

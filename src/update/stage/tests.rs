@@ -128,3 +128,17 @@ fn a_full_disk_is_called_so() {
     let failed = durable::Error::new("write", "x", io::Error::other("EIO"));
     assert_eq!(Error::from(failed).reason(), Reason::DiskError);
 }
+
+#[test]
+fn a_security_label_is_copied_where_the_kernel_lets_us_set_one() {
+    let scene = Scene::new(&program(100));
+    let label = b"system_u:object_r:bin_t:s0\0";
+    let flags = rustix::fs::XattrFlags::empty();
+    if rustix::fs::setxattr(&scene.paths.installed, SELINUX_LABEL, label, flags).is_err() {
+        return;
+    }
+    let staged = scene.stage().unwrap();
+    let mut found = [0_u8; 64];
+    let length = rustix::fs::getxattr(staged.path(), SELINUX_LABEL, &mut found[..]).unwrap();
+    assert_eq!(&found[..length], label);
+}

@@ -41,12 +41,12 @@ impl Install {
         install
     }
 
-    fn stage(&self) -> Staged {
+    fn stage(&self) -> Tried {
         let download = self.directory.path().join("download");
         durable::write(&download, &program("new"), 0o600).unwrap();
         let expected =
             Expected { sha256: self.new, size: program("new").len() as u64, machine: Machine::current().unwrap() };
-        stage::stage(&std::fs::File::open(download).unwrap(), &expected, &self.paths).unwrap()
+        Tried::unchecked(stage::stage(&std::fs::File::open(download).unwrap(), &expected, &self.paths).unwrap())
     }
 
     fn installed(&self) -> Sha256 {
@@ -127,7 +127,7 @@ fn prefixes(moves: &[Move]) -> impl Iterator<Item = &[Move]> {
 #[test]
 fn a_swap_installs_the_new_file_and_keeps_the_old_one() {
     let install = Install::new();
-    let swapped = swap(&install.stage(), install.old, &install.paths).unwrap();
+    let swapped = swap(install.stage(), install.old, &install.paths).unwrap();
     assert_eq!(swapped.method, Method::Exchange);
     let disk = install.paths.look().unwrap();
     assert_eq!(disk, Disk { installed: Some(install.new), kept: Some(install.old), ..Disk::default() });
@@ -136,7 +136,7 @@ fn a_swap_installs_the_new_file_and_keeps_the_old_one() {
 #[test]
 fn a_restore_goes_back_and_leaves_nothing_to_go_forward_to() {
     let install = Install::new();
-    swap(&install.stage(), install.old, &install.paths).unwrap();
+    swap(install.stage(), install.old, &install.paths).unwrap();
     restore(install.old, &install.paths).unwrap();
     let disk = install.paths.look().unwrap();
     assert_eq!(disk, Disk { installed: Some(install.old), ..Disk::default() });
@@ -179,7 +179,7 @@ fn a_restore_cut_at_any_point_leaves_a_complete_file_and_recovers() {
         let moves = back(&Install::new().paths, method).len();
         for cut in 0..=moves {
             let install = Install::new();
-            swap(&install.stage(), install.old, &install.paths).unwrap();
+            swap(install.stage(), install.old, &install.paths).unwrap();
             for step in &back(&install.paths, method)[..cut] {
                 step.perform().unwrap();
                 assert!([install.old, install.new].contains(&install.installed()));
@@ -195,10 +195,10 @@ fn a_restore_cut_at_any_point_leaves_a_complete_file_and_recovers() {
 fn a_restore_cut_off_and_resumed_by_the_other_method_recovers() {
     for (first, second) in [(Method::Exchange, Method::LinkRename), (Method::LinkRename, Method::Exchange)] {
         let install = Install::new();
-        swap(&install.stage(), install.old, &install.paths).unwrap();
+        swap(install.stage(), install.old, &install.paths).unwrap();
         for prefix in prefixes(&back(&install.paths, first)) {
             let fresh = Install::new();
-            swap(&fresh.stage(), fresh.old, &fresh.paths).unwrap();
+            swap(fresh.stage(), fresh.old, &fresh.paths).unwrap();
             for step in &back(&fresh.paths, first)[..prefix.len()] {
                 step.perform().unwrap();
             }
@@ -216,7 +216,7 @@ fn an_installed_file_that_somebody_changed_is_not_replaced() {
     let install = Install::new();
     let staged = install.stage();
     durable::write(&install.paths.installed, b"by hand", 0o755).unwrap();
-    let error = swap(&staged, install.old, &install.paths).unwrap_err();
+    let error = swap(staged, install.old, &install.paths).unwrap_err();
     assert!(matches!(error, Error::Changed { .. }), "{error}");
     assert_eq!(std::fs::read(&install.paths.installed).unwrap(), b"by hand");
 }
@@ -226,15 +226,17 @@ fn a_staged_file_that_somebody_changed_is_not_installed() {
     let install = Install::new();
     let staged = install.stage();
     durable::write(&install.paths.staged, b"planted", 0o755).unwrap();
-    assert!(matches!(swap(&staged, install.old, &install.paths).unwrap_err(), Error::Changed { .. }));
+    assert!(matches!(swap(staged, install.old, &install.paths).unwrap_err(), Error::Changed { .. }));
     assert_eq!(install.installed(), install.old);
 }
 
 #[test]
 fn a_missing_installed_file_is_put_back() {
     let install = Install::new();
-    swap(&install.stage(), install.old, &install.paths).unwrap();
+    swap(install.stage(), install.old, &install.paths).unwrap();
     durable::remove_file(&install.paths.installed).unwrap();
+    assert!(Paths::resolve(&install.paths.installed).is_err());
+    assert_eq!(Paths::recorded(&install.paths.installed).unwrap(), install.paths);
     restore(install.old, &install.paths).unwrap();
     install.assert_tidy_after_restore();
 }
@@ -249,7 +251,7 @@ fn behind_a_link_the_file_is_replaced_and_the_link_stays() {
     let paths = Paths::resolve(&one).unwrap();
     assert_eq!(paths.installed, install.paths.installed);
     assert_eq!(paths.kept, install.paths.kept);
-    swap(&install.stage(), install.old, &paths).unwrap();
+    swap(install.stage(), install.old, &paths).unwrap();
     assert_eq!(std::fs::read_link(&one).unwrap(), Path::new("hop"));
     assert_eq!(Sha256::of_reader(std::fs::File::open(&one).unwrap()).unwrap(), install.new);
 }
