@@ -18,13 +18,14 @@ use std::os::unix::fs::FileExt;
 use semver::Version;
 use sha2::Digest;
 
+use super::digest::Sha256;
 use crate::exit::Reason;
 
 mod checksums;
 mod keys;
 mod minisign;
 
-pub use checksums::{ChecksumsProblem, Sha256};
+pub use checksums::ChecksumsProblem;
 pub use keys::{KeyId, KeyProblem, TrustedKeys};
 pub use minisign::SignatureProblem;
 
