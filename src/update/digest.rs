@@ -135,7 +135,9 @@ mod tests {
 
     #[test]
     fn a_text_of_another_length_or_alphabet_is_no_digest() {
-        for text in ["", "ba", &ABC[1..], &format!("{ABC}0"), &ABC.replace('b', "g"), &ABC.to_uppercase(), &"é".repeat(32)] {
+        for text in
+            ["", "ba", &ABC[1..], &format!("{ABC}0"), &ABC.replace('b', "g"), &ABC.to_uppercase(), &"é".repeat(32)]
+        {
             assert_eq!(text.parse::<Sha256>(), Err(Malformed), "{text}");
         }
     }
