@@ -1,4 +1,5 @@
 //! A control plane, a release server and real-systemd machines to try the agent in.
 
+pub mod binaries;
 pub mod release;
 pub mod serve;
