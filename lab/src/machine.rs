@@ -218,6 +218,8 @@ impl Machine {
 
     /// Takes the machine down and boots it again: same disk, same network, new boot id, clocks near zero.
     ///
+    /// `systemctl reboot` inside would only end the machine: what boots it again is this.
+    ///
     /// # Errors
     /// A clean stop takes more than two minutes (it was then cut off), or the machine does not boot.
     pub fn reboot(&mut self, down: Down) -> Result<(), Error> {

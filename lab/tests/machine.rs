@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test the error is the report")]
 
-use std::path::Path;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bamf_lab::machine::{Down, Error, Machine, Options, or_skip, report_skipped};
@@ -256,7 +257,7 @@ fn a_dropped_machine_leaves_nothing_behind() {
 }
 
 /// Where the host keeps a machine's disk, from the machine's own mount table.
-fn disk_of(machine: &Machine) -> std::path::PathBuf {
+fn disk_of(machine: &Machine) -> PathBuf {
     let mounts = machine.check(["cat", "/proc/mounts"]).unwrap();
     let upper = mounts.split(['(', ',', ' ']).find_map(|option| option.strip_prefix("upperdir=")).unwrap();
     Path::new(upper).parent().unwrap().to_owned()
@@ -274,12 +275,8 @@ fn victim() {
     }
 }
 
-#[test]
-fn a_machine_dies_with_a_killed_test() {
-    use std::io::{BufRead as _, BufReader};
-    if or_skip("a_machine_dies_with_a_killed_test") {
-        return;
-    }
+/// Starts the victim and waits until its machine runs; returns it and where the machine's disk is.
+fn victim_with_disk() -> (std::process::Child, PathBuf) {
     let mut victim = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "victim", "--nocapture"])
         .stdout(std::process::Stdio::piped())
@@ -287,13 +284,52 @@ fn a_machine_dies_with_a_killed_test() {
         .unwrap();
     let lines = BufReader::new(victim.stdout.take().unwrap()).lines();
     let disk = lines.map_while(Result::ok).find_map(|line| line.split_once("disk=").map(|(_, disk)| disk.to_owned()));
-    let disk = std::path::PathBuf::from(disk.expect("the victim says where its disk is"));
+    let disk = PathBuf::from(disk.expect("the victim says where its disk is"));
     assert!(disk.exists());
-    victim.kill().unwrap();
-    victim.wait().unwrap();
+    (victim, disk)
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = std::time::Instant::now() + TEN_SECONDS;
-    while disk.exists() {
-        assert!(std::time::Instant::now() < deadline, "{} is still there", disk.display());
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// The host's processes whose command line names this path.
+fn processes_of(disk: &Path) -> Vec<i32> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(disk.to_str().unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn a_machine_dies_with_a_killed_test() {
+    if or_skip("a_machine_dies_with_a_killed_test") {
+        return;
+    }
+    let (mut victim, disk) = victim_with_disk();
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    wait_until("the disk to be removed", || !disk.exists());
+}
+
+#[test]
+fn what_a_killed_keeper_left_is_removed_by_the_next_machine() {
+    if or_skip("what_a_killed_keeper_left_is_removed_by_the_next_machine") {
+        return;
+    }
+    let (mut victim, disk) = victim_with_disk();
+    let [keeper] = processes_of(&disk.join("keeper.sh"))[..] else { panic!("not one keeper") };
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(keeper), Signal::SIGKILL).unwrap();
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    wait_until("the machine's processes to die", || processes_of(&disk).is_empty());
+    drop(Machine::boot(Options::default()).unwrap());
+    assert!(!disk.exists());
 }

@@ -161,12 +161,17 @@ fn prepare<'a>(hostname: &str, masks: impl Iterator<Item = &'a str>) -> io::Resu
     Ok(directory)
 }
 
-/// A process that cannot be mistaken for a later one with the same number: `PID START-TIME`.
+/// A process that cannot be mistaken for a later one with the same number: `PID START-TIME PID-NAMESPACE`.
 fn owner(pid: u32) -> io::Result<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // proc_pid_stat(5): the second field may hold spaces and parentheses; the start time is the 20th after it.
     let start = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19));
-    Ok(format!("{pid} {}", start.unwrap_or_default()))
+    Ok(format!("{pid} {} {}", start.unwrap_or_default(), pid_namespace()?))
+}
+
+/// The namespace that our process numbers belong to.
+fn pid_namespace() -> io::Result<String> {
+    Ok(std::fs::read_link("/proc/self/ns/pid")?.to_string_lossy().into_owned())
 }
 
 /// Removes what machines left behind whose keeper was killed too: their processes died with it (parent-death signals),
@@ -188,6 +193,10 @@ fn sweep() {
 fn is_abandoned(directory: &Path) -> bool {
     // A directory without a complete owner line is just being made.
     let Ok(line) = std::fs::read_to_string(directory.join("owner")) else { return false };
+    // A container may share this directory with its host; whether its processes live cannot be seen from here.
+    if !pid_namespace().is_ok_and(|ours| line.ends_with(&ours)) {
+        return false;
+    }
     let Some(pid) = line.split_once(' ').and_then(|(pid, _)| pid.parse().ok()) else { return false };
     owner(pid).map_or(true, |now| now != line)
 }
