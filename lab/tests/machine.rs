@@ -249,11 +249,14 @@ fn a_dropped_machine_leaves_nothing_behind() {
     drop(machine);
     assert!(!directory.exists());
     assert!(!Path::new("/proc").join(pid).exists());
-    let cgroups = std::process::Command::new("find")
-        .args(["/sys/fs/cgroup", "-name"])
-        .arg(directory.file_name().unwrap())
-        .output();
-    assert_eq!(String::from_utf8_lossy(&cgroups.unwrap().stdout), "");
+    assert_eq!(cgroups_of(&directory), "");
+}
+
+/// The cgroups on the host of the machine with this disk, one per line.
+fn cgroups_of(disk: &Path) -> String {
+    let name = disk.file_name().unwrap_or_default();
+    let found = std::process::Command::new("find").args(["/sys/fs/cgroup", "-name"]).arg(name).output();
+    String::from_utf8_lossy(&found.expect("find exists").stdout).into_owned()
 }
 
 /// Where the host keeps a machine's disk, from the machine's own mount table.
@@ -332,4 +335,5 @@ fn what_a_killed_keeper_left_is_removed_by_the_next_machine() {
     wait_until("the machine's processes to die", || processes_of(&disk).is_empty());
     drop(Machine::boot(Options::default()).unwrap());
     assert!(!disk.exists());
+    assert_eq!(cgroups_of(&disk), "");
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::command::{Entrance, PATH};
 use super::{Error, host, tool_exists};
@@ -20,6 +20,10 @@ const PREFIX: &str = "bamf-lab-";
 
 /// Killing and reaping takes milliseconds; this is for a host under heavy load.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// A killed machine's processes take milliseconds to die. If an owner just died and its keeper is still cleaning up, that
+/// is waited for too, in vain at worst.
+const SWEEP_LIMIT: Duration = Duration::from_secs(2);
 
 /// What the scripts call, besides what every system has.
 const TOOLS: &[&str] = &["unshare", "nsenter", "mount", "pivot_root", "setpriv", "ip"];
@@ -174,19 +178,30 @@ fn pid_namespace() -> io::Result<String> {
     Ok(std::fs::read_link("/proc/self/ns/pid")?.to_string_lossy().into_owned())
 }
 
-/// Removes what machines left behind whose keeper was killed too: their processes died with it (parent-death signals),
-/// directory and cgroup remain.
+/// Removes what machines left behind whose keeper was killed too: their processes die with it (parent-death signals),
+/// directory and cgroup remain. What cannot be removed yet is left, as a whole, to the next sweep.
 fn sweep() {
-    let Ok(entries) = std::fs::read_dir(home()) else { return };
+    let (Ok(entries), Ok(cgroups)) = (std::fs::read_dir(home()), cgroup_root()) else { return };
     for entry in entries.flatten() {
         if !entry.file_name().to_string_lossy().starts_with(PREFIX) || !is_abandoned(&entry.path()) {
             continue;
         }
-        if let Ok(root) = cgroup_root() {
-            remove_cgroup(&root.join(entry.file_name()));
+        if empty_cgroup(&cgroups.join(entry.file_name())) {
+            // Another process may sweep at the same time; what it removed first is gone all the same.
+            drop(std::fs::remove_dir_all(entry.path()));
         }
-        // Another process may sweep at the same time; what it removed first is gone all the same.
-        drop(std::fs::remove_dir_all(entry.path()));
+    }
+}
+
+/// Waits for a dead machine's last processes to be gone, then removes their cgroup; whether it is gone.
+fn empty_cgroup(cgroup: &Path) -> bool {
+    let deadline = Instant::now() + SWEEP_LIMIT;
+    loop {
+        remove_cgroup(cgroup);
+        if !cgroup.exists() || Instant::now() >= deadline {
+            return !cgroup.exists();
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
