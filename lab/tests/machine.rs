@@ -76,6 +76,29 @@ fn commands_report_status_output_user_environment_and_input() {
 }
 
 #[test]
+fn nothing_in_a_machine_can_set_the_hosts_clock_or_load_modules() {
+    if or_skip("nothing_in_a_machine_can_set_the_hosts_clock_or_load_modules") {
+        return;
+    }
+    // capability.h: CAP_SYS_MODULE is bit 16, CAP_SYS_TIME bit 25. Looked up, not tried: a test that fails should not
+    // take the host's clock along.
+    const FORBIDDEN: u64 = 1 << 16 | 1 << 25;
+    let machine = Machine::boot(Options::default()).unwrap();
+    let show = ["grep", "^Cap", "/proc/self/status"];
+    let by_systemd = machine.check(["systemd-run", "--quiet", "--wait", "--pipe"].iter().chain(&show)).unwrap();
+    for capabilities in [machine.check(show).unwrap(), by_systemd] {
+        let sets: Vec<_> = capabilities
+            .lines()
+            .map(|line| u64::from_str_radix(line.split_once(":\t").unwrap().1, 16).unwrap())
+            .collect();
+        assert_eq!(sets.len(), 5, "{capabilities}");
+        assert!(sets.iter().all(|set| set & FORBIDDEN == 0), "{capabilities}");
+        // Root all the same.
+        assert!(sets.iter().any(|set| *set != 0), "{capabilities}");
+    }
+}
+
+#[test]
 fn a_command_that_hangs_is_killed_inside_too() {
     if or_skip("a_command_that_hangs_is_killed_inside_too") {
         return;
