@@ -1,8 +1,8 @@
 //! A control plane, a release server and real-systemd machines to try the agent in.
 
 pub mod agent;
+pub mod binaries;
 pub mod machine;
 pub mod plane;
-pub mod binaries;
 pub mod release;
 pub mod serve;

@@ -1,11 +1,14 @@
 //! `status`: asks the running agent; without one, reads the disk.
 
+use std::path::Path;
+
 use super::{Call, Failed, Result, output};
 use crate::clock;
 use crate::config::Config;
 use crate::control::{self, Status, status::Certificate};
 use crate::exit::Exit;
 use crate::identity::{Store, instance::Instance};
+use crate::update::{self, site::STATE_DIR};
 
 pub(super) async fn status(call: &Call, json: bool) -> Result {
     let config = call.load()?.config;
@@ -48,7 +51,10 @@ fn from_disk(config: &Config, version: &str) -> Result<Status> {
 
 /// What only root may read: the updater's own files.
 fn add_updates(status: &mut Status) {
-    let _ = status;
+    if let Some(view) = update::view(Path::new(STATE_DIR)) {
+        status.update.state = Some(view.state);
+        status.update.last = view.last;
+    }
 }
 
 fn lines(status: &Status) -> Vec<String> {

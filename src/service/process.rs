@@ -91,7 +91,13 @@ fn strings(path: &str) -> Option<Vec<OsString>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path).ok()?.take(MAX_STRINGS_BYTES).read_to_end(&mut bytes).ok()?;
     let bytes = bytes.strip_suffix(&[0]).unwrap_or(&bytes);
-    Some(bytes.split(|byte| *byte == 0).filter(|part| !part.is_empty()).map(|part| OsString::from_vec(part.to_vec())).collect())
+    Some(
+        bytes
+            .split(|byte| *byte == 0)
+            .filter(|part| !part.is_empty())
+            .map(|part| OsString::from_vec(part.to_vec()))
+            .collect(),
+    )
 }
 
 /// The boot that this is, for deadlines that must not be compared across boots.

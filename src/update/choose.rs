@@ -69,9 +69,8 @@ async fn api_version(updater: &mut Updater<'_>, wish: &Wish) -> Result<Option<Ve
     let config = updater.config;
     let client = http::client(&config.network, Purpose::Platform, &updater.build.version.to_string())
         .map_err(|error| Failure::new(Reason::ConfigInvalid, &error))?;
-    let found = version::discover(&client, &config.platform_url)
-        .await
-        .map_err(|error| Failure::new(error.reason(), &error))?;
+    let found =
+        version::discover(&client, &config.platform_url).await.map_err(|error| Failure::new(error.reason(), &error))?;
     let assumed = wish.assume_api_version.as_ref().or(config.update.assume_api_version.as_ref());
     let Settled { version, warning, .. } = version::settle(found, assumed);
     if let Some(warning) = warning {

@@ -81,7 +81,9 @@ pub(super) fn no_room(error: state_dir::Error) -> Failure {
     let reason = match &error {
         state_dir::Error::NoSpace { .. } => Reason::NoSpace,
         state_dir::Error::Disk(disk) => disk_reason(disk),
-        _ => Reason::NotWritable,
+        state_dir::Error::NotADirectory { .. } | state_dir::Error::Owner { .. } | state_dir::Error::Writable { .. } => {
+            Reason::NotWritable
+        }
     };
     Failure::new(reason, &error)
 }

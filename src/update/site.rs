@@ -106,8 +106,9 @@ impl Site {
         let program = self.unit.as_ref().and_then(|unit| unit.program.clone());
         let asked = match program {
             Some(program) => program,
-            None => std::env::current_exe()
-                .map_err(|error| Failure::because(Reason::Internal, format!("cannot tell what is installed: {error}")))?,
+            None => std::env::current_exe().map_err(|error| {
+                Failure::because(Reason::Internal, format!("cannot tell what is installed: {error}"))
+            })?,
         };
         Paths::resolve(&asked).map_err(|error| Failure::new(error.reason(), &error))
     }

@@ -29,6 +29,11 @@ pub use checksums::ChecksumsProblem;
 pub use keys::{KeyId, KeyProblem, TrustedKeys};
 pub use minisign::SignatureProblem;
 
+/// The signed list of a release (contract section 4, "Release layout").
+pub const CHECKSUMS: &str = "checksums.txt";
+/// The first signature of it.
+pub const CHECKSUMS_SIGNATURE: &str = "checksums.txt.minisig";
+
 /// Contract section 4: "sizes over 256 MiB are refused."
 pub const MAX_ASSET_BYTES: u64 = 256 << 20;
 /// No release has a thousand files of a hundred bytes each.
