@@ -1,10 +1,11 @@
 //! The real agent against the lab's control plane, over TLS, without a service manager.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::time::Duration;
 
-use bamf_lab::agent::{Agent, Home, read};
-use bamf_lab::plane::{ControlPlane, Endpoint, Fault, Options};
-use nix::sys::signal::Signal;
+use bamf_lab::agent::{Agent, Home};
+use bamf_lab::plane::{ControlPlane, Options};
 
 /// Generous: a machine that is busy with other tests is slow, and only a failure waits this long.
 const LIMIT: Duration = Duration::from_secs(30);

@@ -6,3 +6,4 @@ pub mod machine;
 pub mod plane;
 pub mod release;
 pub mod serve;
+pub mod site;

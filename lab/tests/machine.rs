@@ -291,7 +291,6 @@ fn disk_of(machine: &Machine) -> PathBuf {
 
 /// Not a test of its own: the process that the next test kills. It boots a machine, says where, and waits.
 #[test]
-#[expect(clippy::print_stdout, reason = "the killing test reads it")]
 #[ignore = "run by a_machine_dies_with_a_killed_test"]
 fn victim() {
     let machine = Machine::boot(Options::default()).unwrap();
