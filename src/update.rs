@@ -55,6 +55,7 @@ use self::trust::Verified;
 use crate::config::Config;
 use crate::exit::{Exit, Reason};
 use crate::http::{self, Purpose};
+use crate::service::bus::Manager;
 use crate::telemetry::Build;
 
 /// What an update tells on the way.
@@ -139,7 +140,7 @@ impl<'u> Updater<'u> {
         let installed = site::version_of(&paths.installed, self.build).await;
         outcome.from = installed.as_ref().map(ToString::to_string);
         if request.check {
-            let standing = notes::peek(&self.site.state_dir);
+            let standing = notes::peek(&self.site.place.state_dir);
             let source = self.open_source(&source_text, outcome)?;
             let plan = self.choose(request, installed.as_ref(), standing, &source, outcome).await?;
             return Ok(checked(plan, outcome)?);
@@ -150,7 +151,7 @@ impl<'u> Updater<'u> {
         self.finish_unfinished(&work, outcome).await?;
         // … → API version → choose → …
         let source = self.open_source(&source_text, outcome)?;
-        let standing = notes::peek(&self.site.state_dir);
+        let standing = notes::peek(&self.site.place.state_dir);
         let plan = self.choose(request, work.installed.as_ref(), standing, &source, outcome).await?;
         let version = match plan {
             Plan::Update { version, .. } => version,
@@ -220,13 +221,13 @@ impl<'u> Updater<'u> {
 
     /// Permission, ownership, state directory and lock, in this order.
     async fn begin(&mut self, paths: Paths) -> Result<Work, Failure> {
-        if !nix::unistd::geteuid().is_root() {
+        if self.site.place.manager == Manager::System && !nix::unistd::geteuid().is_root() {
             let message = format!("replacing {} needs root: run the command with sudo", paths.installed.display());
             return Err(Failure::because(Reason::NotPermitted, message));
         }
         let facts = ownership::probe::Probe::default().gather(&paths.installed, self.config.kubernetes).await;
         ownership::decide(&facts).map_err(|refusal| Failure::new(refusal.reason(), &refusal))?;
-        let state = StateDir::open(&self.site.state_dir).map_err(fetch::no_room)?;
+        let state = StateDir::open(&self.site.place.state_dir).map_err(fetch::no_room)?;
         let lock = Lock::acquire(state.path()).map_err(|error| match &error {
             lock::Error::Held { .. } => Failure::new(Reason::Locked, &error),
             lock::Error::Disk(disk) => Failure::new(fetch::disk_reason(disk), &error),
@@ -266,7 +267,7 @@ impl<'u> Updater<'u> {
             github_token: self.config.update.github_token.clone(),
             allow_insecure_http: self.config.allow_insecure_http,
             client,
-            cache_dir: self.site.state_dir.clone(),
+            cache_dir: self.site.place.state_dir.clone(),
         })
         .map_err(|error| Failure::new(error.reason(), &error))?;
         outcome.source = Some(source.to_string());
@@ -381,10 +382,10 @@ impl<'u> Updater<'u> {
 
     /// The service and the agent as they are, to compare with afterwards.
     async fn before(&self, no_restart: bool) -> (ServiceBefore, Option<journal::Identity>) {
-        let unit = self.site.services().unit(&self.site.unit_name).await.unwrap_or_default();
+        let unit = self.site.services().unit(&self.site.place.unit).await.unwrap_or_default();
         let status = site::ask(self.config).await;
         let service = ServiceBefore {
-            unit: self.site.unit_name.clone(),
+            unit: self.site.place.unit.clone(),
             was_running: unit.active.is_running() || unit.main_pid.is_some(),
             no_restart,
             main_pid: unit.main_pid,

@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
-use super::{Call, Failed, Result, output};
+use super::{Call, Failed, Result, arguments, output};
 use crate::clock;
 use crate::config::Config;
 use crate::control::{self, Status, status::Certificate};
 use crate::exit::Exit;
 use crate::identity::{Store, instance::Instance};
-use crate::update::{self, site::STATE_DIR};
+use crate::update;
 
-pub(super) async fn status(call: &Call, json: bool) -> Result {
+pub(super) async fn status(call: &Call, options: &arguments::Status) -> Result {
     let config = call.load()?.config;
     let mut status = match control::client::status(&config.runtime_dir).await {
         Ok(status) => status,
@@ -21,8 +21,8 @@ pub(super) async fn status(call: &Call, json: bool) -> Result {
         }
         Err(error) => return Err(Failed::new(Exit::Failed, &error)),
     };
-    add_updates(&mut status);
-    if json {
+    add_updates(&mut status, &super::update::state_dir(call, &options.place));
+    if options.json {
         output::json(&status);
     } else {
         for line in lines(&status) {
@@ -50,8 +50,8 @@ fn from_disk(config: &Config, version: &str) -> Result<Status> {
 }
 
 /// What only root may read: the updater's own files.
-fn add_updates(status: &mut Status) {
-    if let Some(view) = update::view(Path::new(STATE_DIR)) {
+fn add_updates(status: &mut Status, state_dir: &Path) {
+    if let Some(view) = update::view(state_dir) {
         status.update.state = Some(view.state);
         status.update.last = view.last;
     }

@@ -1,7 +1,7 @@
 //! `update`, `rollback`, `history`, `pin`, `unpin` and `verify`: options in, one outcome out.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::{Uid, User};
 use semver::Version;
@@ -11,14 +11,14 @@ use super::{Call, Failed, Result, arguments, output};
 use crate::config::Config;
 use crate::exit::{Exit, Reason};
 use crate::update::plan::Allow;
-use crate::update::site::{STATE_DIR, Site};
+use crate::update::site::{Place, Site};
 use crate::update::trust::{self, Expected, TrustedKeys};
 use crate::update::{self, Event, Failure, Outcome, Request, Updater, Wish};
 
 pub(super) async fn update(call: &Call, options: arguments::Update) -> Result {
     let json = options.json;
     let outcome = match request(&options) {
-        Ok(request) => match prepare(call).await {
+        Ok(request) => match prepare(call, &options.place).await {
             Ok((config, site)) => {
                 let mut teller = Teller::new(json);
                 let mut tell = |event: &Event| teller.tell(event);
@@ -34,7 +34,7 @@ pub(super) async fn update(call: &Call, options: arguments::Update) -> Result {
 }
 
 pub(super) async fn rollback(call: &Call, options: arguments::Rollback) -> Result {
-    let outcome = match prepare(call).await {
+    let outcome = match prepare(call, &options.place).await {
         Ok((config, site)) => {
             let mut teller = Teller::new(options.json);
             let mut tell = |event: &Event| teller.tell(event);
@@ -45,9 +45,9 @@ pub(super) async fn rollback(call: &Call, options: arguments::Rollback) -> Resul
     Ok(report(&outcome, options.json))
 }
 
-pub(super) fn history(json: bool) -> Result {
-    let records = update::records(Path::new(STATE_DIR)).map_err(failed)?;
-    if json {
+pub(super) fn history(call: &Call, options: &arguments::History) -> Result {
+    let records = update::records(&state_dir(call, &options.place)).map_err(failed)?;
+    if options.json {
         output::json(&records);
         return Ok(Exit::Done);
     }
@@ -66,11 +66,11 @@ pub(super) fn history(json: bool) -> Result {
     Ok(Exit::Done)
 }
 
-pub(super) async fn pin(call: &Call, version: Option<&str>) -> Result {
+pub(super) async fn pin(call: &Call, version: Option<&str>, place: &arguments::Place) -> Result {
     let version = match version {
         Some(text) => parse_version(text)?,
         None => {
-            let site = Site::find().await;
+            let site = Site::find(self::place(call, place)).await;
             let installed = update::installed_version(&site, &call.build).await.map_err(failed)?;
             installed.ok_or_else(|| Failed {
                 exit: Exit::Failed,
@@ -78,13 +78,13 @@ pub(super) async fn pin(call: &Call, version: Option<&str>) -> Result {
             })?
         }
     };
-    update::pin(Path::new(STATE_DIR), &version, &asker()).map_err(failed)?;
+    update::pin(&state_dir(call, place), &version, &asker()).map_err(failed)?;
     output::line(format!("pinned to {version}; `bamf-agent unpin` follows the API again"));
     Ok(Exit::Done)
 }
 
-pub(super) fn unpin() -> Result {
-    match update::unpin(Path::new(STATE_DIR)).map_err(failed)? {
+pub(super) fn unpin(call: &Call, place: &arguments::Place) -> Result {
+    match update::unpin(&state_dir(call, place)).map_err(failed)? {
         Some(version) => output::line(format!("no longer pinned to {version}")),
         None => output::line("nothing was pinned"),
     }
@@ -118,14 +118,29 @@ pub(super) fn verify(call: &Call, options: &arguments::Verify) -> Result {
 }
 
 /// The configuration that the running service lives by, and where it is installed.
-async fn prepare(call: &Call) -> std::result::Result<(Config, Site), Failure> {
-    let site = Site::find().await;
+async fn prepare(call: &Call, place: &arguments::Place) -> std::result::Result<(Config, Site), Failure> {
+    let site = Site::find(self::place(call, place)).await;
     let loaded = call.as_service(&site).load();
     let loaded = loaded.map_err(|failed| Failure::because(Reason::ConfigInvalid, failed.message))?;
     for warning in &loaded.warnings {
         tracing::debug!("{warning}");
     }
     Ok((loaded.config, site))
+}
+
+/// Which installation the command line means.
+fn place(call: &Call, wanted: &arguments::Place) -> Place {
+    if !wanted.user {
+        return Place::system(&wanted.unit);
+    }
+    let home = || PathBuf::from(call.environment.get("HOME").unwrap_or("/"));
+    let state_home = call.environment.get("XDG_STATE_HOME").map_or_else(|| home().join(".local/state"), PathBuf::from);
+    Place::user(&wanted.unit, &state_home)
+}
+
+/// Where the updater of the installation keeps its files.
+pub(super) fn state_dir(call: &Call, wanted: &arguments::Place) -> PathBuf {
+    place(call, wanted).state_dir
 }
 
 fn request(options: &arguments::Update) -> Result<Request> {

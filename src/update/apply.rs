@@ -243,7 +243,7 @@ impl<'a, 'u> Drive<'a, 'u> {
 
     /// Asks for a restart. A job that fails is the new version's doing as often as not: the watch finds out.
     async fn restart(&mut self, clear: bool) {
-        let unit = self.updater.site.unit_name.clone();
+        let unit = self.updater.site.place.unit.clone();
         self.updater.tell(&Event::Message(format!("restarting {unit}")));
         let services = self.updater.site.services();
         if clear && let Err(error) = services.reset_failed(&unit).await {
@@ -258,7 +258,7 @@ impl<'a, 'u> Drive<'a, 'u> {
 
     async fn running(&self) -> Running {
         let site = &self.updater.site;
-        let Ok(unit) = site.services().unit(&site.unit_name).await else { return Running::Nothing };
+        let Ok(unit) = site.services().unit(&site.place.unit).await else { return Running::Nothing };
         match unit.main_pid.map(|pid| process::runs(pid, &self.paths.installed).unwrap_or(false)) {
             Some(true) => Running::Installed,
             Some(false) => Running::Other,
@@ -268,7 +268,7 @@ impl<'a, 'u> Drive<'a, 'u> {
 
     async fn service_failed(&self) -> bool {
         let site = &self.updater.site;
-        site.services().unit(&site.unit_name).await.map_or(true, |unit| !unit.active.is_running())
+        site.services().unit(&site.place.unit).await.map_or(true, |unit| !unit.active.is_running())
     }
 
     fn load(&mut self) -> Result<Journal, Failure> {

@@ -27,6 +27,43 @@ use crate::telemetry::Build;
 pub const UNIT: &str = "bamf-agent.service";
 /// The updater's own files (contract section 4).
 pub const STATE_DIR: &str = "/var/lib/bamf-agent-updater";
+
+/// Which installation on this machine is meant, and where its updater keeps its files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Who manages the unit.
+    pub manager: Manager,
+    /// The unit's name.
+    pub unit: String,
+    /// The updater's directory.
+    pub state_dir: PathBuf,
+}
+
+impl Place {
+    /// A unit of PID 1. Another unit than the usual one has an updater's directory of its own.
+    #[must_use]
+    pub fn system(unit: &str) -> Self {
+        Self { manager: Manager::System, unit: unit.to_owned(), state_dir: beside(PathBuf::from(STATE_DIR), unit) }
+    }
+
+    /// A unit of the caller's own manager; `state_home` is `$XDG_STATE_HOME` (XDG base directory specification).
+    #[must_use]
+    pub fn user(unit: &str, state_home: &Path) -> Self {
+        let state_dir = beside(state_home.join("bamf-agent-updater"), unit);
+        Self { manager: Manager::User, unit: unit.to_owned(), state_dir }
+    }
+}
+
+fn beside(usual: PathBuf, unit: &str) -> PathBuf {
+    if unit == UNIT {
+        return usual;
+    }
+    let mut name = usual.into_os_string();
+    name.push("-");
+    name.push(unit.replace('/', "_"));
+    PathBuf::from(name)
+}
+
 /// A program that prints its version takes milliseconds.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
 /// Set by the service manager for one process and wrong for every other.
@@ -46,25 +83,23 @@ const NOT_INHERITED: [&str; 9] = [
 #[derive(Debug)]
 pub struct Site {
     services: Services,
-    /// The unit's name.
-    pub unit_name: String,
-    /// The updater's directory.
-    pub state_dir: PathBuf,
+    /// Which one it is.
+    pub place: Place,
     unit: Option<Unit>,
 }
 
 impl Site {
-    /// Looks for the agent's unit on this machine.
-    pub async fn find() -> Self {
-        let services = Services::connect(Manager::System).await;
-        let unit = match services.unit(UNIT).await {
+    /// Looks for the agent's unit.
+    pub async fn find(place: Place) -> Self {
+        let services = Services::connect(place.manager).await;
+        let unit = match services.unit(&place.unit).await {
             Ok(unit) => Some(unit),
             Err(error) => {
                 tracing::debug!(error = %crate::http::chain(&error), "no unit is installed");
                 None
             }
         };
-        Self { services, unit_name: UNIT.to_owned(), state_dir: PathBuf::from(STATE_DIR), unit }
+        Self { services, place, unit }
     }
 
     /// The service manager.
@@ -126,7 +161,7 @@ impl Site {
             Ok(Some(user)) => Ok(Some(User { uid: user.uid.as_raw(), gid: user.gid.as_raw() })),
             Ok(None) | Err(_) => Err(Failure::because(
                 Reason::ConfigInvalid,
-                format!("the unit {} runs as user {name}, which does not exist here", self.unit_name),
+                format!("the unit {} runs as user {name}, which does not exist here", self.place.unit),
             )),
         }
     }

@@ -82,7 +82,7 @@ impl ApiProbe {
 }
 
 async fn observe(updater: &Updater<'_>, paths: &Paths, api: &mut ApiProbe) -> Observation {
-    let unit = match updater.site.services().unit(&updater.site.unit_name).await {
+    let unit = match updater.site.services().unit(&updater.site.place.unit).await {
         Ok(unit) => unit,
         Err(error) => {
             tracing::debug!(error = %http::chain(&error), "the unit cannot be looked at");
