@@ -2,8 +2,10 @@
 
 pub mod agent;
 pub mod binaries;
+pub mod demo;
 pub mod machine;
 pub mod plane;
+pub mod playground;
 pub mod release;
 pub mod serve;
 pub mod site;

@@ -67,6 +67,26 @@ pub struct Ended {
     pub stderr: String,
 }
 
+impl Ended {
+    /// What a finished process left.
+    #[must_use]
+    pub fn of(output: std::io::Result<std::process::Output>) -> Self {
+        match output {
+            Ok(output) => Self::new(
+                output.status.code().unwrap_or(-1),
+                String::from_utf8_lossy(&output.stdout).into_owned(),
+                String::from_utf8_lossy(&output.stderr).into_owned(),
+            ),
+            Err(error) => Self::new(-1, String::new(), error.to_string()),
+        }
+    }
+
+    fn new(code: i32, stdout: String, stderr: String) -> Self {
+        let json = stdout.lines().last().and_then(|line| serde_json::from_str(line).ok());
+        Self { code, json: json.unwrap_or_default(), stdout, stderr }
+    }
+}
+
 impl Site {
     /// Boots a machine and installs the agent in `version`; nothing is started yet.
     ///
@@ -161,13 +181,7 @@ impl Site {
         let words = [&[BINARY], arguments].concat();
         let output = self.machine.command(words).limit(Duration::from_secs(180)).run();
         let output = output.unwrap_or_else(|error| panic!("{error}"));
-        let json = output.stdout.lines().last().and_then(|line| serde_json::from_str(line).ok());
-        Ended {
-            code: output.code().unwrap_or(-1),
-            json: json.unwrap_or_default(),
-            stdout: output.stdout.clone(),
-            stderr: output.stderr.clone(),
-        }
+        Ended::new(output.code().unwrap_or(-1), output.stdout.clone(), output.stderr.clone())
     }
 
     /// The JSON of `status --json`.

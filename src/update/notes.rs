@@ -79,13 +79,16 @@ pub(super) fn peek(directory: &Path) -> Standing {
 }
 
 fn open(directory: &Path) -> Result<StateDir, Failure> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(Failure::because(
+    StateDir::open(directory).map_err(|error| {
+        let failure = fetch::no_room(error);
+        if nix::unistd::geteuid().is_root() {
+            return failure;
+        }
+        Failure::because(
             Reason::NotPermitted,
-            "the updater's state belongs to root: run the command with sudo",
-        ));
-    }
-    StateDir::open(directory).map_err(fetch::no_room)
+            format!("{}. The updater's state belongs to root: run the command with sudo", failure.message),
+        )
+    })
 }
 
 fn word(step: Step) -> String {
