@@ -138,7 +138,7 @@ impl Story {
         self.undoes_a_bad_version(stage, broken)?;
         let joins = stage.plane().joins().len();
         expect(joins == 1, || format!("the agent joined {joins} times"))?;
-        self.saw("joins in all of this", format!("{joins}"), None);
+        self.saw("joins in all of this", "exactly one", None);
         Ok(())
     }
 
@@ -183,12 +183,14 @@ impl Story {
 
         screen::step(&format!("the API is upgraded to {second}; `bamf-agent update`"));
         stage.plane().set_version(Some(second));
+        let began = Instant::now();
         let ended = stage.agent(&["update", "--json"]);
+        let took = began.elapsed();
         expect_json(&ended, 0, "outcome", "updated")?;
         let calls = stage.releases().rest_calls();
         let restart = ended.json["restart_ms"].as_u64().map(Duration::from_millis);
-        self.saw("update", format!("{first} -> {second}, {calls} REST calls"), None);
-        self.saw("restart until connected again", "as the updater measured it", restart);
+        self.saw("update", format!("{first} -> {second}, {calls} REST calls"), Some(took));
+        self.saw("restart until connected again", "measured by the updater", restart);
         self.same_certificate_now(stage, "identity after the update")
     }
 

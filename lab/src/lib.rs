@@ -1,6 +1,7 @@
 //! A control plane, a release server and real-systemd machines to try the agent in.
 
 pub mod agent;
+pub mod bench;
 pub mod binaries;
 pub mod demo;
 pub mod machine;

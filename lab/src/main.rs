@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use bamf_lab::{demo, playground};
+use bamf_lab::{bench, demo, playground};
 use clap::{Parser, Subcommand};
 
 /// A control plane, a release server and real-systemd machines to try bamf-agent in.
@@ -17,6 +17,8 @@ struct Arguments {
 enum Command {
     /// Show the main job: join, reconnect, update, refuse, roll back
     Demo,
+    /// Measure size, memory, start and update
+    Bench,
     /// Run a control plane on loopback until Ctrl-C, and print how to join it
     Serve {
         /// Version that the API reports
@@ -28,6 +30,7 @@ enum Command {
 fn main() -> ExitCode {
     let ended = match Arguments::parse().command {
         Command::Demo => demo::run(),
+        Command::Bench => bench::run(),
         Command::Serve { api_version } => playground::serve(&api_version),
     };
     match ended {
