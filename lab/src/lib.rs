@@ -3,5 +3,6 @@
 pub mod agent;
 pub mod machine;
 pub mod plane;
+pub mod proxy;
 pub mod release;
 pub mod serve;

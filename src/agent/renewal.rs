@@ -28,22 +28,61 @@ enum Error {
 
 pub(super) async fn run(context: Context) {
     let stop = context.tasks.stop_token();
-    let mut backoff = Backoff::new(schedule::RETRY_BASE, schedule::RETRY_CAP);
-    let mut not_before: Option<SystemTime> = None;
+    let mut attempts = Attempts::none();
     loop {
         let session = context.session();
-        let due = matches!(schedule::phase(&session.identity, clock::now()), Phase::Due | Phase::Expired);
-        if due && not_before.is_none_or(|instant| clock::now() >= instant) {
+        let now = clock::now();
+        if matches!(schedule::phase(&session.identity, now), Phase::Due | Phase::Expired) && attempts.may(&session, now)
+        {
             let renewed = tokio::select! {
                 renewed = renew(&context, &session) => renewed,
                 () = stop.cancelled() => return,
             };
-            not_before = report(&context, &session, renewed, &mut backoff);
+            report(&context, &session, renewed, &mut attempts);
         }
         tokio::select! {
             () = tokio::time::sleep(tick(&session.identity)) => {}
             () = stop.cancelled() => return,
         }
+    }
+}
+
+/// The attempts to replace one certificate.
+///
+/// They go on being counted when an attempt succeeds, because the platform may refuse what it gave out: the agent then goes
+/// back to the old certificate, which is due at once.
+struct Attempts {
+    backoff: Backoff,
+    /// Fingerprint of the certificate that is to be replaced.
+    of: String,
+    not_before: Option<SystemTime>,
+}
+
+impl Attempts {
+    const fn none() -> Self {
+        let backoff = Backoff::new(schedule::RETRY_BASE, schedule::RETRY_CAP);
+        Self { backoff, of: String::new(), not_before: None }
+    }
+
+    /// Whether the next one may be made.
+    fn may(&mut self, session: &Session, now: SystemTime) -> bool {
+        if self.of != session.identity.sha256 {
+            *self = Self { of: session.identity.sha256.clone(), ..Self::none() };
+        }
+        self.not_before.is_none_or(|instant| now >= instant)
+    }
+
+    /// Notes one; returns how long to wait until the next.
+    fn made(&mut self, session: &Session, asked: Option<Duration>) -> Duration {
+        let now = clock::now();
+        let lifetime_left = session.identity.not_after.duration_since(now).unwrap_or_default();
+        let usual = self.backoff.next(fastrand::f64());
+        // Never wait longer than a tenth of what is left: short-lived certificates have less patience. After the end there
+        // is nothing to hurry for.
+        let limit = if lifetime_left.is_zero() { schedule::RETRY_CAP } else { lifetime_left / 10 };
+        let wait = asked.unwrap_or_else(|| usual.min(limit).max(SHORTEST_TICK));
+        self.not_before = Some(now + wait);
+        wait
     }
 }
 
@@ -62,13 +101,8 @@ async fn renew(context: &Context, session: &Session) -> Result<Identity, Error> 
     Ok(identity)
 }
 
-/// Puts a new identity to use, or says why there is none. Returns before when not to try again.
-fn report(
-    context: &Context,
-    session: &Session,
-    renewed: Result<Identity, Error>,
-    backoff: &mut Backoff,
-) -> Option<SystemTime> {
+/// Puts a new identity to use, or says why there is none.
+fn report(context: &Context, session: &Session, renewed: Result<Identity, Error>, attempts: &mut Attempts) {
     let renewals = &context.board.metrics.renewals;
     match renewed {
         Ok(identity) => {
@@ -79,17 +113,13 @@ fn report(
                 "the certificate was renewed"
             );
             context.board.standing_error(None);
-            backoff.reset();
+            attempts.made(session, None);
             context.assume(identity);
-            None
         }
         Err(error) => {
             renewals.with_label_values(&["failed"]).inc();
-            let asked = if let Error::Platform(failure) = &error { failure.retry_after() } else { None };
-            let lifetime_left = session.identity.not_after.duration_since(clock::now()).unwrap_or_default();
-            // Never wait longer than a tenth of what is left: short-lived certificates have less patience.
-            let wait =
-                asked.unwrap_or_else(|| backoff.next(fastrand::f64()).min(lifetime_left / 10).max(SHORTEST_TICK));
+            let asked = if let Error::Platform(failure) = &error { failure.asked_wait(fastrand::f64()) } else { None };
+            let wait = attempts.made(session, asked);
             let text = format!(
                 "the certificate, valid until {}, cannot be renewed: {}",
                 clock::rfc3339(session.identity.not_after),
@@ -97,7 +127,6 @@ fn report(
             );
             tracing::warn!(error = %text, wait_ms = wait.as_millis(), "trying again");
             context.board.standing_error(Some(text));
-            Some(clock::now() + wait)
         }
     }
 }

@@ -86,7 +86,7 @@ impl EventStream {
             let chunk = tokio::time::timeout(self.silence_limit, self.response.chunk())
                 .await
                 .map_err(|_| Failure::unexpected("event stream", "no sign of life for 75 s"))?
-                .map_err(|error| Failure::unreachable("event stream", &error.without_url()))?;
+                .map_err(|error| Failure::without_answer("event stream", &error.without_url()))?;
             let Some(chunk) = chunk else { return Ok(None) };
             let mut items = Vec::new();
             self.decoder
