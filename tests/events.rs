@@ -31,7 +31,8 @@ fn expect_session(plane: &ControlPlane, agent: &Agent, session: &str) {
 #[test]
 fn what_is_no_event_is_passed_over_and_the_stream_goes_on() {
     let plane = plane();
-    let agent = home(&plane).connect(&plane);
+    let home = home(&plane);
+    let agent = home.connect(&plane);
     let long_line = [b"event: tunnel_request\ndata: ".to_vec(), vec![b'x'; 2 << 20], b"\n\n".to_vec()].concat();
     let pieces: [&[u8]; 10] = [
         b": a comment\n\n",
@@ -66,7 +67,8 @@ fn what_is_no_event_is_passed_over_and_the_stream_goes_on() {
 #[test]
 fn commands_of_a_later_version_are_answered_by_a_clear_line() {
     let plane = plane();
-    let agent = home(&plane).connect(&plane);
+    let home = home(&plane);
+    let agent = home.connect(&plane);
     expect_session(&plane, &agent, "session-one");
     agent.expect("sessions are not served by this version");
     let relay = json!({"command": "relay_connect", "bridge_host": "1.bridge.test", "bridge_port": 443});
@@ -78,7 +80,8 @@ fn commands_of_a_later_version_are_answered_by_a_clear_line() {
 #[test]
 fn an_answer_cannot_forge_a_line_of_the_log() {
     let plane = plane();
-    let agent = home(&plane).connect(&plane);
+    let home = home(&plane);
+    let agent = home.connect(&plane);
     expect_session(&plane, &agent, "forged\n{\"level\":\"ERROR\"}\u{1b}[31m".split('\n').next().unwrap());
     let data = json!({"command": "dial", "session_id": "x\n{\"level\":\"FORGED\"}\u{1b}[31mred", "resource_name": "w"});
     assert!(plane.send(NAME, "tunnel_request", &data).is_some());
@@ -89,39 +92,43 @@ fn an_answer_cannot_forge_a_line_of_the_log() {
 
 #[test]
 fn a_stream_that_ends_is_opened_again_at_once_and_there_are_never_two() {
-    for cut in [false, true] {
-        let plane = plane();
-        let mut home = home(&plane);
-        // The default; other tests are in a hurry.
-        home.set("BAMF_RECONNECT_BASE_DELAY", "1s");
-        let agent = home.connect(&plane);
-        let mut most_open = 0;
-        for opens in 2..5 {
-            let ended = SystemTime::now();
-            assert_eq!(if cut { plane.cut_streams() } else { plane.end_streams() }, 1);
-            assert!(
-                plane.wait_for(LIMIT, |seen| {
-                    most_open = most_open.max(seen.open_streams.len());
-                    seen.stream_opens == opens && !seen.open_streams.is_empty()
-                }),
-                "{}",
-                agent.log()
-            );
-            let gap = plane.open_streams()[0].opened_at.duration_since(ended).unwrap_or_default();
-            // 1 s, doubled with each end in a row, and slack for a busy machine.
-            let limit = Duration::from_secs(1 << (opens - 2)) + Duration::from_millis(1500);
-            assert!(gap < limit, "cut: {cut}, open {opens}: {gap:?}");
+    std::thread::scope(|scope| {
+        for cut in [false, true] {
+            scope.spawn(move || ends_and_opens(cut));
         }
-        assert_eq!(most_open, 1);
-        assert!(!agent.log().contains("a session was asked for"), "half an event was obeyed:\n{}", agent.log());
-        expect_session(&plane, &agent, "session-on-the-new-stream");
+    });
+}
+
+fn ends_and_opens(cut: bool) {
+    let plane = plane();
+    let mut home = home(&plane);
+    // The default; other tests are in a hurry.
+    home.set("BAMF_RECONNECT_BASE_DELAY", "1s");
+    let agent = home.connect(&plane);
+    let mut most_open = 0;
+    for opens in 2..4 {
+        let ended = SystemTime::now();
+        assert_eq!(if cut { plane.cut_streams() } else { plane.end_streams() }, 1);
+        let opened = plane.wait_for(LIMIT, |seen| {
+            most_open = most_open.max(seen.open_streams.len());
+            seen.stream_opens == opens && !seen.open_streams.is_empty()
+        });
+        assert!(opened, "{}", agent.log());
+        let gap = plane.open_streams()[0].opened_at.duration_since(ended).unwrap_or_default();
+        // 1 s, doubled with each end in a row, and slack for a busy machine.
+        let limit = Duration::from_secs(1 << (opens - 2)) + Duration::from_millis(1500);
+        assert!(gap < limit, "cut: {cut}, open {opens}: {gap:?}");
     }
+    assert_eq!(most_open, 1);
+    assert!(!agent.log().contains("a session was asked for"), "half an event was obeyed:\n{}", agent.log());
+    expect_session(&plane, &agent, "session-on-the-new-stream");
 }
 
 #[test]
 fn a_command_that_came_while_no_stream_was_open_is_delivered_to_the_next() {
     let plane = plane();
-    let agent = home(&plane).connect(&plane);
+    let home = home(&plane);
+    let agent = home.connect(&plane);
     plane.end_streams();
     assert!(plane.wait_for(LIMIT, |seen| seen.open_streams.is_empty()));
     expect_session(&plane, &agent, "session-in-the-gap");
@@ -151,7 +158,8 @@ fn a_revoked_agent_ends_with_advice_and_says_no_goodbye() {
 #[test]
 fn a_silent_stream_is_not_taken_for_a_broken_one_too_early() {
     let plane = plane();
-    let agent = home(&plane).connect(&plane);
+    let home = home(&plane);
+    let agent = home.connect(&plane);
     plane.silence_streams(true);
     // Longer than any time limit of a call that is not the stream's own would be unkind to the suite; the limit itself is
     // tested at unit level, on virtual time.

@@ -146,16 +146,14 @@ fn an_agent_that_cannot_reach_the_platform_says_so_and_joins_when_it_is_back() {
 
 #[test]
 fn the_wait_that_the_platform_asks_for_is_kept_by_a_join() {
-    for status in [429, 503] {
-        let plane = plane();
-        let home = Home::joining(BINARY, &plane);
-        plane.inject(Endpoint::Join, Fault::StatusWithRetryAfter(status, 2), 1);
-        drop(home.connect(&plane));
-        let requests = plane.requests();
-        let asked: Vec<_> = requests.iter().filter(|request| request.path.ends_with("/join")).map(|r| r.at).collect();
-        let gap = asked[1].duration_since(asked[0]).unwrap();
-        assert!((Duration::from_secs(2)..Duration::from_secs(4)).contains(&gap), "{status}: {gap:?}");
-    }
+    let plane = plane();
+    let home = Home::joining(BINARY, &plane);
+    plane.inject(Endpoint::Join, Fault::StatusWithRetryAfter(429, 2), 1);
+    drop(home.connect(&plane));
+    let requests = plane.requests();
+    let asked: Vec<_> = requests.iter().filter(|request| request.path.ends_with("/join")).map(|r| r.at).collect();
+    let gap = asked[1].duration_since(asked[0]).unwrap();
+    assert!((Duration::from_secs(2)..Duration::from_secs(4)).contains(&gap), "{gap:?}");
 }
 
 #[test]

@@ -105,7 +105,8 @@ fn the_certificate_is_not_shown_to_another_origin() {
     for endpoint in [Endpoint::Heartbeat, Endpoint::Events, Endpoint::Renew] {
         plane.inject(endpoint, Fault::Redirect(format!("{}/stolen", other.url())), 1000);
     }
-    let agent = home(&plane).start();
+    let home = home(&plane);
+    let agent = home.start();
     agent.expect("set platform_url to the address it should be");
     assert!(plane.wait_for(LIMIT, |seen| seen.requests.total() > 6));
     assert_eq!(other.requests().len(), 0);
@@ -127,11 +128,12 @@ fn to(requests: &[RequestRecord], end: &str) -> Vec<SystemTime> {
 
 #[test]
 fn the_wait_that_the_platform_asks_for_is_kept_on_both_ways() {
-    for (endpoint, end) in [(Endpoint::Heartbeat, "/heartbeat"), (Endpoint::Events, "/events")] {
-        let plane = plane();
-        let home = home(&plane);
-        plane.inject(endpoint, Fault::StatusWithRetryAfter(503, 2), 1);
-        drop(home.connect(&plane));
+    let plane = plane();
+    let home = home(&plane);
+    plane.inject(Endpoint::Heartbeat, Fault::StatusWithRetryAfter(503, 2), 1);
+    plane.inject(Endpoint::Events, Fault::StatusWithRetryAfter(429, 2), 1);
+    drop(home.connect(&plane));
+    for end in ["/heartbeat", "/events"] {
         let asked = to(&plane.requests(), end);
         let gap = asked[1].duration_since(asked[0]).unwrap();
         assert!((Duration::from_secs(2)..Duration::from_secs(4)).contains(&gap), "{end}: {gap:?}");

@@ -32,7 +32,8 @@ pub(super) async fn run(context: Context) {
     loop {
         let session = context.session();
         let now = clock::now();
-        if matches!(schedule::phase(&session.identity, now), Phase::Due | Phase::Expired) && attempts.may(&session, now)
+        if matches!(schedule::phase(&session.identity, now), Phase::Due | Phase::Expired)
+            && attempts.may(&session.identity, now)
         {
             let renewed = tokio::select! {
                 renewed = renew(&context, &session) => renewed,
@@ -65,22 +66,21 @@ impl Attempts {
     }
 
     /// Whether the next one may be made.
-    fn may(&mut self, session: &Session, now: SystemTime) -> bool {
-        if self.of != session.identity.sha256 {
-            *self = Self { of: session.identity.sha256.clone(), ..Self::none() };
+    fn may(&mut self, identity: &Identity, now: SystemTime) -> bool {
+        if self.of != identity.sha256 {
+            *self = Self { of: identity.sha256.clone(), ..Self::none() };
         }
         self.not_before.is_none_or(|instant| now >= instant)
     }
 
-    /// Notes one; returns how long to wait until the next.
-    fn made(&mut self, session: &Session, asked: Option<Duration>) -> Duration {
-        let now = clock::now();
-        let lifetime_left = session.identity.not_after.duration_since(now).unwrap_or_default();
-        let usual = self.backoff.next(fastrand::f64());
+    /// Notes one; returns how long to wait until the next: what was asked for, else `draw` (0 to 1) of the back-off.
+    fn made(&mut self, identity: &Identity, asked: Option<Duration>, now: SystemTime, draw: f64) -> Duration {
+        let left = identity.not_after.duration_since(now).unwrap_or_default();
         // Never wait longer than a tenth of what is left: short-lived certificates have less patience. After the end there
         // is nothing to hurry for.
-        let limit = if lifetime_left.is_zero() { schedule::RETRY_CAP } else { lifetime_left / 10 };
-        let wait = asked.unwrap_or_else(|| usual.min(limit).max(SHORTEST_TICK));
+        let limit = if left.is_zero() { schedule::RETRY_CAP } else { left / 10 };
+        let usual = self.backoff.next(draw).min(limit).max(SHORTEST_TICK);
+        let wait = asked.unwrap_or(usual);
         self.not_before = Some(now + wait);
         wait
     }
@@ -113,13 +113,13 @@ fn report(context: &Context, session: &Session, renewed: Result<Identity, Error>
                 "the certificate was renewed"
             );
             context.board.standing_error(None);
-            attempts.made(session, None);
+            attempts.made(&session.identity, None, clock::now(), fastrand::f64());
             context.assume(identity);
         }
         Err(error) => {
             renewals.with_label_values(&["failed"]).inc();
             let asked = if let Error::Platform(failure) = &error { failure.asked_wait(fastrand::f64()) } else { None };
-            let wait = attempts.made(session, asked);
+            let wait = attempts.made(&session.identity, asked, clock::now(), fastrand::f64());
             let text = format!(
                 "the certificate, valid until {}, cannot be renewed: {}",
                 clock::rfc3339(session.identity.not_after),
@@ -128,5 +128,62 @@ fn report(context: &Context, session: &Session, renewed: Result<Identity, Error>
             tracing::warn!(error = %text, wait_ms = wait.as_millis(), "trying again");
             context.board.standing_error(Some(text));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Material;
+    use crate::secret::Secret;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn until(seconds: u64, sha256: &str) -> Identity {
+        let secret = || Secret::new(String::new());
+        Identity {
+            material: Material { certificate_pem: secret(), private_key_pem: secret(), ca_pem: String::new() },
+            name: "edge".into(),
+            sha256: sha256.into(),
+            not_before: at(0),
+            not_after: at(seconds),
+        }
+    }
+
+    /// The waits of `count` attempts, each made as soon as it may be.
+    fn waits(attempts: &mut Attempts, identity: &Identity, mut now: SystemTime, count: usize) -> Vec<u64> {
+        let mut waits = Vec::new();
+        for _ in 0..count {
+            assert!(attempts.may(identity, now));
+            let wait = attempts.made(identity, None, now, 1.0);
+            assert!(!attempts.may(identity, now + wait - Duration::from_millis(1)));
+            now += wait;
+            waits.push(wait.as_secs());
+        }
+        waits
+    }
+
+    #[test]
+    fn attempts_at_one_certificate_grow_rarer_whether_they_failed_or_were_taken_back() {
+        let (mut attempts, year) = (Attempts::none(), until(31_536_000, "old"));
+        assert_eq!(waits(&mut attempts, &year, at(16_000_000), 9), [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]);
+        assert_eq!(waits(&mut attempts, &until(31_536_000, "new"), at(16_000_000), 1), [30], "another starts over");
+    }
+
+    #[test]
+    fn a_certificate_that_ends_soon_is_renewed_with_less_patience_and_an_ended_one_with_more() {
+        let mut attempts = Attempts::none();
+        assert_eq!(waits(&mut attempts, &until(200, "short"), at(100), 3), [10, 9, 8]);
+        assert_eq!(waits(&mut attempts, &until(100, "ended"), at(101), 3), [30, 60, 120]);
+    }
+
+    #[test]
+    fn the_wait_that_the_platform_asks_for_wins() {
+        let (mut attempts, asked) = (Attempts::none(), Duration::from_secs(45));
+        assert!(attempts.may(&until(200, "short"), at(100)));
+        assert_eq!(attempts.made(&until(200, "short"), Some(asked), at(100), 0.0), asked);
+        assert!(!attempts.may(&until(200, "short"), at(144)) && attempts.may(&until(200, "short"), at(145)));
     }
 }

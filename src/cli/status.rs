@@ -40,9 +40,11 @@ pub(super) async fn status(call: &Call, json: bool) -> Result {
 
 fn from_disk(config: &Config, version: &str) -> Result<Status> {
     let store = Store::new(&config.data_dir);
-    let identity = store.peek().map_err(|error| match error {
-        identity::Error::NotPermitted { .. } => Failed::new(Exit::NotPermitted, &error),
-        _ => Failed::new(super::identity::exit_of_identity(&error), &error),
+    let identity = store.peek().map_err(|error| {
+        // A person asks here, who can become root.
+        let foreign = matches!(error, identity::Error::NotPermitted { .. });
+        let exit = if foreign { Exit::NotPermitted } else { super::identity::exit_of_identity(&error) };
+        Failed::new(exit, &error)
     })?;
     let instance = Instance::read(&config.data_dir);
     let mut status = Status {

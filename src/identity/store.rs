@@ -296,10 +296,13 @@ impl Store {
     }
 
     fn disk<T>(&self, result: durable::Result<T>) -> Result<T, Error> {
-        let directory = || self.directory.clone();
-        result.map_err(|source| match source.kind() {
-            std::io::ErrorKind::PermissionDenied => Error::NotPermitted { directory: directory(), source },
-            _ => Error::Disk { directory: directory(), source },
+        result.map_err(|source| {
+            let directory = self.directory.clone();
+            if source.kind() == std::io::ErrorKind::PermissionDenied {
+                Error::NotPermitted { directory, source }
+            } else {
+                Error::Disk { directory, source }
+            }
         })
     }
 }

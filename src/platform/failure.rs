@@ -143,10 +143,8 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 /// The `detail` of the platform's JSON errors: a text, or for 422 a list.
 fn detail(body: &[u8]) -> Option<String> {
     let Ok(serde_json::Value::Object(mut object)) = serde_json::from_slice(body) else { return None };
-    Some(match object.remove("detail")? {
-        serde_json::Value::String(text) => text,
-        other => other.to_string(),
-    })
+    let detail = object.remove("detail")?;
+    Some(detail.as_str().map_or_else(|| detail.to_string(), str::to_owned))
 }
 
 /// One line without control characters, so that an answer can neither forge log lines nor colour a terminal.
