@@ -8,6 +8,7 @@ mod identity;
 mod inspect;
 mod output;
 mod status;
+mod update;
 
 use std::process::ExitCode;
 
@@ -95,13 +96,13 @@ async fn dispatch(arguments: Arguments, build: Build) -> Result {
     match command {
         Command::Run => run(&call).await,
         Command::Join(options) => identity::join(&call, options).await,
-        Command::Status(options) => status::status(&call, options.json).await,
-        Command::Update(_)
-        | Command::Rollback(_)
-        | Command::History(_)
-        | Command::Pin { .. }
-        | Command::Unpin
-        | Command::Verify(_) => Ok(Exit::Failed),
+        Command::Status(options) => status::status(&call, &options).await,
+        Command::Update(options) => update::update(&call, *options).await,
+        Command::Rollback(options) => update::rollback(&call, options).await,
+        Command::History(options) => update::history(&call, &options),
+        Command::Pin { version, place } => update::pin(&call, version.as_deref(), &place).await,
+        Command::Unpin { place } => update::unpin(&call, &place),
+        Command::Verify(options) => update::verify(&call, &options),
         Command::Config(arguments::Config::Check) => inspect::check(&call),
         Command::Config(arguments::Config::Show(options)) => inspect::show(&call, options.json),
         Command::Selftest => inspect::selftest(&call),
@@ -115,10 +116,12 @@ async fn dispatch(arguments: Arguments, build: Build) -> Result {
 impl Call {
     fn start_log(&self, command: &Command) {
         let debug = self.overrides.debug || self.environment.get("BAMF_DEBUG") == Some("true");
-        let verbosity = match command {
-            _ if debug => Verbosity::Debug,
-            Command::Run => Verbosity::Normal,
-            _ => Verbosity::Quiet,
+        let verbosity = if debug {
+            Verbosity::Debug
+        } else if matches!(command, Command::Run) {
+            Verbosity::Normal
+        } else {
+            Verbosity::Quiet
         };
         let colours = self.environment.get("NO_COLOR").is_none_or(str::is_empty);
         log::start(verbosity, colours);

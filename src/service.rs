@@ -1,3 +1,11 @@
-//! The service manager: what the agent tells systemd, and what the updater asks of it.
+//! The service manager's side of the agent: its unit, its jobs, its main process.
+//!
+//! `notify` is what the agent tells systemd. `bus` talks to systemd over D-Bus and waits for jobs by their path;
+//! `systemctl` is the way without a bus; `unit` and `job` are what both share; `process` tells which file a process runs.
 
+pub mod bus;
+pub mod job;
 pub mod notify;
+pub mod process;
+pub mod systemctl;
+pub mod unit;

@@ -1,11 +1,13 @@
 //! The life of the agent on its machine: start, restart, shutdown, and what it offers locally.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
-use bamf_lab::agent::{Home, LIMIT, NAME, until};
+use bamf_lab::agent::{Home, LIMIT, NAME, until, write};
 use bamf_lab::plane::{ControlPlane, Endpoint, Fault, Options};
 use bamf_lab::proxy::Proxy;
 use nix::sys::signal::Signal;
@@ -158,7 +160,7 @@ fn a_second_agent_on_the_same_data_or_the_same_socket_is_refused_and_the_first_g
     for name in ["agent.crt", "agent.key", "ca.crt"] {
         std::fs::copy(home.data_dir().join(name), home.path("other").join(name)).unwrap();
     }
-    std::fs::write(home.path("agent.yaml"), yaml).unwrap();
+    write(home.path("agent.yaml"), yaml);
     home.run(&["run"]).expect(1, &["another bamf-agent answers on", "--runtime-dir"]);
     assert_eq!(home.status()["pid"], agent.pid());
     agent.expect_ready(200);
@@ -223,8 +225,8 @@ fn a_health_port_or_runtime_directory_that_cannot_be_had_is_said_and_the_agent_r
         home.data_dir().display(),
         taken.local_addr().unwrap()
     );
-    std::fs::write(home.path("agent.yaml"), yaml).unwrap();
-    std::fs::write(home.runtime_dir(), "in the way").unwrap();
+    write(home.path("agent.yaml"), yaml);
+    write(home.runtime_dir(), "in the way");
     let agent = home.connect(&plane);
     agent.expect("/health, /ready and /metrics are not served");
     agent.expect("`bamf-agent status` and `update` will not see this agent");

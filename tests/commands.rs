@@ -1,5 +1,7 @@
 //! The commands that only look: what they print, where, and with which code.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 

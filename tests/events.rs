@@ -1,5 +1,7 @@
 //! The command stream: cut, ended, garbled and flooded, and what the agent makes of what comes over it.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::time::{Duration, SystemTime};
 
 use bamf_lab::agent::{Agent, Home, LIMIT, NAME};

@@ -1,11 +1,13 @@
 //! The stored identity: damaged, adopted, renewed, refused, expired.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use bamf_lab::agent::{Agent, Home, LIMIT, NAME, until};
+use bamf_lab::agent::{Agent, Home, LIMIT, NAME, until, write};
 use bamf_lab::plane::{CertificateAuthority, ControlPlane, Endpoint, Fault, IssuedIdentity, Options};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_bamf-agent");
@@ -33,12 +35,15 @@ fn due(plane: &ControlPlane) -> IssuedIdentity {
     valid(plane, seconds(20), seconds(15))
 }
 
+/// Something done to a data directory.
+type Damage = Box<dyn Fn(&Path)>;
+
 /// What a damaged identity looks like, and the file that should be named for it.
-fn damages(plane: &ControlPlane) -> Vec<(&'static str, &'static str, Box<dyn Fn(&Path)>)> {
-    fn replace(name: &'static str, text: String) -> Box<dyn Fn(&Path)> {
-        Box::new(move |data| std::fs::write(data.join(name), &text).unwrap())
+fn damages(plane: &ControlPlane) -> Vec<(&'static str, &'static str, Damage)> {
+    fn replace(name: &'static str, text: String) -> Damage {
+        Box::new(move |data| write(data.join(name), &text))
     }
-    fn remove(name: &'static str) -> Box<dyn Fn(&Path)> {
+    fn remove(name: &'static str) -> Damage {
         Box::new(move |data| std::fs::remove_file(data.join(name)).unwrap())
     }
     let other = fresh(plane);

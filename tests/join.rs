@@ -1,11 +1,13 @@
 //! The one join that an agent makes: refused, interrupted, repeated, and never done twice.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
-use bamf_lab::agent::{Home, LIMIT, NAME};
+use bamf_lab::agent::{Home, LIMIT, NAME, write};
 use bamf_lab::plane::{ControlPlane, Endpoint, Fault, IssuedIdentity, Options, RequestRecord};
 use nix::sys::signal::Signal;
 
@@ -215,6 +217,7 @@ fn a_token_variable_that_is_gone_is_only_a_warning_once_a_certificate_is_stored(
 }
 
 /// Runs `script` before the agent in a mount namespace of its own; false where that needs root.
+#[expect(clippy::print_stdout, reason = "a test that is skipped says so")]
 fn with_mounts(home: &mut Home, script: &str) -> bool {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: mounts need root");
@@ -341,7 +344,7 @@ fn a_token_is_taken_from_standard_input_or_a_file_and_an_empty_one_is_refused() 
         let name = format!("edge-{from_file}");
         let home = Home::of(BINARY, &plane, &format!("agent_name: {name}\n"));
         let token = format!("{}\n", plane.issue_token(1));
-        std::fs::write(home.path("token"), &token).unwrap();
+        write(home.path("token"), &token);
         let file = home.path("token").display().to_string();
         home.run_with_input(&["join", "--token-file", "-"], " \n").expect(78, &["the join token is empty"]);
         home.run(&["join", "--token-file", "/nowhere/token"]).expect(78, &["/nowhere/token"]);

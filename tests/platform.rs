@@ -1,8 +1,10 @@
 //! The platform misbehaves: every wrong answer on every call, and the agent stays up, says so, and is patient.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::time::{Duration, Instant, SystemTime};
 
-use bamf_lab::agent::{Agent, Home, LIMIT, NAME};
+use bamf_lab::agent::{Agent, Home, LIMIT, NAME, write};
 use bamf_lab::plane::{ControlPlane, Endpoint, Fault, IssuedIdentity, Options, RequestRecord};
 use nix::sys::signal::Signal;
 
@@ -177,7 +179,7 @@ fn an_authority_that_is_not_trusted_is_named() {
     let plane = plane();
     let mut home = home(&plane);
     let other = ControlPlane::start(Options::default()).unwrap();
-    std::fs::write(home.path("other.pem"), other.web_ca_pem()).unwrap();
+    write(home.path("other.pem"), other.web_ca_pem());
     home.set("SSL_CERT_FILE", &home.path("other.pem").display().to_string());
     let agent = home.start();
     agent.expect("trying again");

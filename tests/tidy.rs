@@ -1,5 +1,7 @@
 //! Holds what the compiler and clippy cannot: the promises that ARCHITECTURE.md makes about the shape of the code.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 

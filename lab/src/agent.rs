@@ -489,3 +489,12 @@ pub fn until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
 pub fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
+
+/// Writes a file, new or in place.
+///
+/// # Panics
+/// It cannot be written.
+pub fn write(path: impl AsRef<Path>, text: impl AsRef<[u8]>) {
+    let path = path.as_ref();
+    std::fs::write(path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+}

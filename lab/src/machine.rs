@@ -12,8 +12,8 @@
 //! ```
 //!
 //! What is not separate: the kernel. The page cache survives [`Machine::power_cut`], so it kills processes but loses no
-//! unsynced write; the wall clock is the host's; on hosts with hybrid cgroups there is no memory controller; units with
-//! `ProtectProc=` or `ProcSubset=` mount a new /proc, which shows the host's boot id.
+//! unsynced write; the wall clock is the host's and cannot be set from inside; on hosts with hybrid cgroups there is no
+//! memory controller; units with `ProtectProc=` or `ProcSubset=` mount a new /proc, which shows the host's boot id.
 //!
 //! Root is needed: see [`Machine::available`] and [`or_skip`].
 
@@ -217,6 +217,8 @@ impl Machine {
     }
 
     /// Takes the machine down and boots it again: same disk, same network, new boot id, clocks near zero.
+    ///
+    /// `systemctl reboot` inside would only end the machine: what boots it again is this.
     ///
     /// # Errors
     /// A clean stop takes more than two minutes (it was then cut off), or the machine does not boot.

@@ -1,3 +1,40 @@
-//! The lab as a program.
+//! The lab as a program: `demo` shows the whole story, `serve` is a control plane to try things on by hand.
 
-fn main() {}
+use std::process::ExitCode;
+
+use bamf_lab::{demo, playground};
+use clap::{Parser, Subcommand};
+
+/// A control plane, a release server and real-systemd machines to try bamf-agent in.
+#[derive(Debug, Parser)]
+#[command(name = "bamf-lab")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the main job: join, reconnect, update, refuse, roll back
+    Demo,
+    /// Run a control plane on loopback until Ctrl-C, and print how to join it
+    Serve {
+        /// Version that the API reports
+        #[arg(long, default_value = "1.0.0")]
+        api_version: String,
+    },
+}
+
+fn main() -> ExitCode {
+    let ended = match Arguments::parse().command {
+        Command::Demo => demo::run(),
+        Command::Serve { api_version } => playground::serve(&api_version),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            demo::screen::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test the error is the report")]
 
-use std::path::Path;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bamf_lab::machine::{Down, Error, Machine, Options, or_skip, report_skipped};
@@ -72,6 +73,29 @@ fn commands_report_status_output_user_environment_and_input() {
     let environment = machine.exec_with_env(&[("BAMF_X", "y")], ["env"]).unwrap().stdout;
     assert!(environment.contains("BAMF_X=y\n") && !environment.contains("CARGO"), "{environment}");
     assert_eq!(machine.command(["cat"]).input("through").check().unwrap(), "through");
+}
+
+#[test]
+fn nothing_in_a_machine_can_set_the_hosts_clock_or_load_modules() {
+    if or_skip("nothing_in_a_machine_can_set_the_hosts_clock_or_load_modules") {
+        return;
+    }
+    // capability.h: CAP_SYS_MODULE is bit 16, CAP_SYS_TIME bit 25. Looked up, not tried: a test that fails should not
+    // take the host's clock along.
+    const FORBIDDEN: u64 = 1 << 16 | 1 << 25;
+    let machine = Machine::boot(Options::default()).unwrap();
+    let show = ["grep", "^Cap", "/proc/self/status"];
+    let by_systemd = machine.check(["systemd-run", "--quiet", "--wait", "--pipe"].iter().chain(&show)).unwrap();
+    for capabilities in [machine.check(show).unwrap(), by_systemd] {
+        let sets: Vec<_> = capabilities
+            .lines()
+            .map(|line| u64::from_str_radix(line.split_once(":\t").unwrap().1, 16).unwrap())
+            .collect();
+        assert_eq!(sets.len(), 5, "{capabilities}");
+        assert!(sets.iter().all(|set| set & FORBIDDEN == 0), "{capabilities}");
+        // Root all the same.
+        assert!(sets.iter().any(|set| *set != 0), "{capabilities}");
+    }
 }
 
 #[test]
@@ -248,15 +272,18 @@ fn a_dropped_machine_leaves_nothing_behind() {
     drop(machine);
     assert!(!directory.exists());
     assert!(!Path::new("/proc").join(pid).exists());
-    let cgroups = std::process::Command::new("find")
-        .args(["/sys/fs/cgroup", "-name"])
-        .arg(directory.file_name().unwrap())
-        .output();
-    assert_eq!(String::from_utf8_lossy(&cgroups.unwrap().stdout), "");
+    assert_eq!(cgroups_of(&directory), "");
+}
+
+/// The cgroups on the host of the machine with this disk, one per line.
+fn cgroups_of(disk: &Path) -> String {
+    let name = disk.file_name().unwrap_or_default();
+    let found = std::process::Command::new("find").args(["/sys/fs/cgroup", "-name"]).arg(name).output();
+    String::from_utf8_lossy(&found.expect("find exists").stdout).into_owned()
 }
 
 /// Where the host keeps a machine's disk, from the machine's own mount table.
-fn disk_of(machine: &Machine) -> std::path::PathBuf {
+fn disk_of(machine: &Machine) -> PathBuf {
     let mounts = machine.check(["cat", "/proc/mounts"]).unwrap();
     let upper = mounts.split(['(', ',', ' ']).find_map(|option| option.strip_prefix("upperdir=")).unwrap();
     Path::new(upper).parent().unwrap().to_owned()
@@ -264,7 +291,6 @@ fn disk_of(machine: &Machine) -> std::path::PathBuf {
 
 /// Not a test of its own: the process that the next test kills. It boots a machine, says where, and waits.
 #[test]
-#[expect(clippy::print_stdout, reason = "the killing test reads it")]
 #[ignore = "run by a_machine_dies_with_a_killed_test"]
 fn victim() {
     let machine = Machine::boot(Options::default()).unwrap();
@@ -274,12 +300,8 @@ fn victim() {
     }
 }
 
-#[test]
-fn a_machine_dies_with_a_killed_test() {
-    use std::io::{BufRead as _, BufReader};
-    if or_skip("a_machine_dies_with_a_killed_test") {
-        return;
-    }
+/// Starts the victim and waits until its machine runs; returns it and where the machine's disk is.
+fn victim_with_disk() -> (std::process::Child, PathBuf) {
     let mut victim = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "victim", "--nocapture"])
         .stdout(std::process::Stdio::piped())
@@ -287,13 +309,53 @@ fn a_machine_dies_with_a_killed_test() {
         .unwrap();
     let lines = BufReader::new(victim.stdout.take().unwrap()).lines();
     let disk = lines.map_while(Result::ok).find_map(|line| line.split_once("disk=").map(|(_, disk)| disk.to_owned()));
-    let disk = std::path::PathBuf::from(disk.expect("the victim says where its disk is"));
+    let disk = PathBuf::from(disk.expect("the victim says where its disk is"));
     assert!(disk.exists());
-    victim.kill().unwrap();
-    victim.wait().unwrap();
+    (victim, disk)
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = std::time::Instant::now() + TEN_SECONDS;
-    while disk.exists() {
-        assert!(std::time::Instant::now() < deadline, "{} is still there", disk.display());
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// The host's processes whose command line names this path.
+fn processes_of(disk: &Path) -> Vec<i32> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(disk.to_str().unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn a_machine_dies_with_a_killed_test() {
+    if or_skip("a_machine_dies_with_a_killed_test") {
+        return;
+    }
+    let (mut victim, disk) = victim_with_disk();
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    wait_until("the disk to be removed", || !disk.exists());
+}
+
+#[test]
+fn what_a_killed_keeper_left_is_removed_by_the_next_machine() {
+    if or_skip("what_a_killed_keeper_left_is_removed_by_the_next_machine") {
+        return;
+    }
+    let (mut victim, disk) = victim_with_disk();
+    let [keeper] = processes_of(&disk.join("keeper.sh"))[..] else { panic!("not one keeper") };
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(keeper), Signal::SIGKILL).unwrap();
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    wait_until("the machine's processes to die", || processes_of(&disk).is_empty());
+    drop(Machine::boot(Options::default()).unwrap());
+    assert!(!disk.exists());
+    assert_eq!(cgroups_of(&disk), "");
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::update::site::UNIT;
+
 /// The BAMF agent: gives people access to what runs next to it, and keeps itself up to date.
 #[derive(Debug, Parser)]
 #[command(
@@ -50,7 +52,7 @@ pub(super) enum Command {
     Join(Join),
     /// Show what the running agent is doing; without one, what is stored
     #[command(after_help = "Examples:\n  bamf-agent status\n  bamf-agent status --json | jq .api.connected")]
-    Status(Json),
+    Status(Status),
     /// Update to the newest release that is not newer than the API
     #[command(after_help = "Examples:\n  sudo bamf-agent update\n  bamf-agent update --check\n  \
         sudo bamf-agent update --version 1.2.0 --dry-run\n  \
@@ -62,7 +64,7 @@ pub(super) enum Command {
     Rollback(Rollback),
     /// Show what was installed when, from where, by what, and how it ended
     #[command(after_help = "Example:\n  sudo bamf-agent history --json | jq '.[-1]'")]
-    History(Json),
+    History(History),
     /// Stay on a version
     #[command(
         after_help = "Examples:\n  sudo bamf-agent pin          # the installed one\n  sudo bamf-agent pin 1.2.0"
@@ -70,9 +72,14 @@ pub(super) enum Command {
     Pin {
         /// Version to stay on [default: the installed one]
         version: Option<String>,
+        #[command(flatten)]
+        place: Place,
     },
     /// Follow the API's version again
-    Unpin,
+    Unpin {
+        #[command(flatten)]
+        place: Place,
+    },
     /// Check downloaded release files offline with the trusted keys
     #[command(after_help = "Example:\n  bamf-agent verify --checksums checksums.txt bamf-agent-linux-amd64\n\n\
         The signature is expected beside it, as checksums.txt.minisig.")]
@@ -92,6 +99,35 @@ pub(super) struct Json {
     /// Print one JSON document
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// Which installation is meant.
+#[derive(Debug, Default, Args)]
+pub(super) struct Place {
+    /// The agent is a unit of the caller's own service manager (`systemctl --user`); needs no root
+    #[arg(long)]
+    pub(super) user: bool,
+    /// The agent's unit
+    #[arg(long, value_name = "NAME", default_value = UNIT)]
+    pub(super) unit: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    /// Print one JSON document
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) place: Place,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct History {
+    /// Print one JSON array
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) place: Place,
 }
 
 #[derive(Debug, Args)]
@@ -143,6 +179,8 @@ pub(super) struct Update {
     /// Print one JSON document
     #[arg(long)]
     pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) place: Place,
 }
 
 #[derive(Debug, Args)]
@@ -153,6 +191,8 @@ pub(super) struct Rollback {
     /// Print one JSON document
     #[arg(long)]
     pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) place: Place,
 }
 
 #[derive(Debug, Args)]
@@ -218,7 +258,7 @@ mod tests {
     fn global_options_stand_before_or_behind_the_command() {
         for line in ["bamf-agent --runtime-dir /r status --json", "bamf-agent status --json --runtime-dir /r"] {
             let arguments = parsed(line);
-            assert!(matches!(arguments.command, Some(Command::Status(Json { json: true }))), "{line}");
+            assert!(matches!(arguments.command, Some(Command::Status(Status { json: true, .. }))), "{line}");
             assert_eq!(arguments.runtime_dir, Some(PathBuf::from("/r")));
         }
     }

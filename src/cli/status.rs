@@ -1,13 +1,16 @@
 //! `status`: asks the running agent; without one, reads the disk.
 
-use super::{Call, Failed, Result, output};
+use std::path::Path;
+
+use super::{Call, Failed, Result, arguments, output};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::control::{self, Status, status::Certificate};
 use crate::exit::Exit;
 use crate::identity::{self, Store, instance::Instance};
+use crate::update;
 
-pub(super) async fn status(call: &Call, json: bool) -> Result {
+pub(super) async fn status(call: &Call, options: &arguments::Status) -> Result {
     // A configuration that was broken after the start is no reason not to ask the agent that runs with the one before.
     let loaded = config::load(&call.overrides, &call.environment);
     let runtime_dir = match &loaded {
@@ -27,8 +30,8 @@ pub(super) async fn status(call: &Call, json: bool) -> Result {
         }
         Err(error) => return Err(Failed::new(Exit::Failed, &error)),
     };
-    add_updates(&mut status);
-    if json {
+    add_updates(&mut status, &super::update::state_dir(call, &options.place));
+    if options.json {
         output::json(&status);
     } else {
         for line in lines(&status) {
@@ -61,8 +64,11 @@ fn from_disk(config: &Config, version: &str) -> Result<Status> {
 }
 
 /// What only root may read: the updater's own files.
-fn add_updates(status: &mut Status) {
-    let _ = status;
+fn add_updates(status: &mut Status, state_dir: &Path) {
+    if let Some(view) = update::view(state_dir) {
+        status.update.state = Some(view.state);
+        status.update.last = view.last;
+    }
 }
 
 fn lines(status: &Status) -> Vec<String> {

@@ -222,7 +222,8 @@ impl<'a> Reader<'a> {
         for entry in map {
             if !keys::in_map(prefix).any(|leaf| leaf == entry.key) {
                 let path = if at.is_empty() { bare(&entry.key) } else { format!("{at}.{}", bare(&entry.key)) };
-                self.report.warning(self.at(entry.mark), path, keys::hint(prefix, &entry.key));
+                let origin = self.at(entry.mark);
+                self.report.warning_with(origin, path, || keys::hint(prefix, &entry.key));
             }
         }
     }

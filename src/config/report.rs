@@ -139,8 +139,13 @@ impl Report {
 
     /// Adds a warning, or counts it where enough are kept.
     pub fn warning(&mut self, origin: Origin, key: impl Into<String>, message: impl Into<String>) {
+        self.warning_with(origin, key, || message.into());
+    }
+
+    /// [`Report::warning`] for a message that costs something to make and is made only to be kept.
+    pub fn warning_with(&mut self, origin: Origin, key: impl Into<String>, message: impl FnOnce() -> String) {
         if self.warnings.len() < FINDINGS_KEPT {
-            self.warnings.push(Warning { origin, key: key.into(), message: message.into() });
+            self.warnings.push(Warning { origin, key: key.into(), message: message() });
         } else {
             self.further_warnings = self.further_warnings.saturating_add(1);
         }
@@ -216,5 +221,17 @@ mod tests {
         }
         assert_eq!((report.problems.len(), report.further_problems), (FINDINGS_KEPT, 3));
         assert_eq!((report.warnings.len(), report.further_warnings), (FINDINGS_KEPT, 3));
+    }
+
+    #[test]
+    fn a_message_is_made_only_for_a_warning_that_is_kept() {
+        let (mut report, mut made) = (Report::default(), 0);
+        for _ in 0..FINDINGS_KEPT + 3 {
+            report.warning_with(Origin::Default, "k", || {
+                made += 1;
+                String::new()
+            });
+        }
+        assert_eq!((made, report.further_warnings), (FINDINGS_KEPT, 3));
     }
 }

@@ -71,6 +71,13 @@ impl Environment {
         Self { variables, ..Self::default() }
     }
 
+    /// Takes over variables that are not set here, e.g. those of the running service.
+    pub fn adopt(&mut self, pairs: impl IntoIterator<Item = (String, String)>) {
+        for (name, value) in pairs {
+            self.variables.entry(name).or_insert(Some(value));
+        }
+    }
+
     /// A variable that is set to something; empty means "not set" everywhere (protocol 2.2).
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {

@@ -669,6 +669,22 @@ fn secrets_do_not_appear_in_messages_about_them() {
     }
 }
 
+#[test]
+fn thousands_of_warnings_are_counted_and_not_kept() {
+    let unknown: String = (0..10_000).map(|index| format!("unknown{index}: x\n")).collect();
+    let loaded = loaded(&unknown, &[]);
+    assert_eq!((loaded.warnings.len(), loaded.further_warnings), (50, 9_950));
+}
+
+#[test]
+fn a_missing_file_that_is_named_leaves_a_configuration_by_the_environment_alone() {
+    let overrides = Overrides { config: Some("/nowhere/agent.yaml".into()), ..Overrides::default() };
+    let loaded = load(&overrides, &Environment::from_pairs([URL])).unwrap();
+    assert_eq!((loaded.warnings.len(), loaded.config.file), (2, None), "{:?}", loaded.warnings);
+    let invalid = load(&overrides, &Environment::default()).unwrap_err();
+    assert_eq!(invalid.problems.len(), 1, "{invalid}");
+}
+
 /// A key, a value of a kind that it may or may not want, nested anyhow.
 fn any_yaml() -> impl Strategy<Value = String> {
     let leaves: Vec<&'static str> = keys::ALL.iter().map(|key| key.leaf()).collect();

@@ -156,8 +156,19 @@ mod tests {
         let json = serde_json::to_value(Outcome::new(None).failed(Failure::because(Reason::Locked, ""))).unwrap();
         let keys: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
         let mut expected = vec![
-            "outcome", "exit_code", "reason", "message", "from", "to", "api_version", "source", "downloaded_bytes",
-            "download_ms", "restart_ms", "sessions_before", "sessions_after",
+            "outcome",
+            "exit_code",
+            "reason",
+            "message",
+            "from",
+            "to",
+            "api_version",
+            "source",
+            "downloaded_bytes",
+            "download_ms",
+            "restart_ms",
+            "sessions_before",
+            "sessions_after",
         ];
         expected.sort_unstable();
         assert_eq!(keys, expected);

@@ -26,7 +26,7 @@ use self::address::Address;
 use self::directory::Directory;
 use self::github::Listing;
 use self::request::{Patience, Web};
-use super::trust::Sha256;
+use super::digest::Sha256;
 
 mod address;
 mod directory;

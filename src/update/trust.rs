@@ -18,15 +18,21 @@ use std::os::unix::fs::FileExt;
 use semver::Version;
 use sha2::Digest;
 
+use super::digest::Sha256;
 use crate::exit::Reason;
 
 mod checksums;
 mod keys;
 mod minisign;
 
-pub use checksums::{ChecksumsProblem, Sha256};
+pub use checksums::ChecksumsProblem;
 pub use keys::{KeyId, KeyProblem, TrustedKeys};
 pub use minisign::SignatureProblem;
+
+/// The signed list of a release (contract section 4, "Release layout").
+pub const CHECKSUMS: &str = "checksums.txt";
+/// The first signature of it.
+pub const CHECKSUMS_SIGNATURE: &str = "checksums.txt.minisig";
 
 /// Contract section 4: "sizes over 256 MiB are refused."
 pub const MAX_ASSET_BYTES: u64 = 256 << 20;

@@ -25,6 +25,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Moves itself into the machine's cgroup, so that /proc/self/cgroup reads as inside, then enters.
 const ENTER: &str = r#"echo 0 >"$0" && exec nsenter "$@""#;
 
+/// The wall clock and the kernel's modules belong to the host, and root in a machine is root. init.sh takes the same
+/// away from systemd and so from every service.
+const WITHOUT_THE_HOST: &str = "--bounding-set=-sys_time,-sys_module";
+
 /// How a command gets in: the process whose namespaces to enter, and the cgroup to enter first.
 #[derive(Clone, Debug)]
 pub(super) struct Entrance {
@@ -160,10 +164,12 @@ impl Invocation {
             "-w",
             "--",
         ]);
+        command.args(["setpriv", WITHOUT_THE_HOST]);
         if let Some(user) = &self.user {
             let (uid, gid) = account(&self.entrance, user)?;
-            command.args(["setpriv", "--reuid", &uid, "--regid", &gid, "--init-groups", "--"]);
+            command.args(["--reuid", &uid, "--regid", &gid, "--init-groups"]);
         }
+        command.arg("--");
         let line = self.line();
         command.args(&self.words).env_clear().envs(self.environment);
         command.stdin(stdin).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?).process_group(0);

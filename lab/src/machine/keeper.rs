@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::command::{Entrance, PATH};
 use super::{Error, host, tool_exists};
@@ -20,6 +20,10 @@ const PREFIX: &str = "bamf-lab-";
 
 /// Killing and reaping takes milliseconds; this is for a host under heavy load.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// A killed machine's processes take milliseconds to die. If an owner just died and its keeper is still cleaning up, that
+/// is waited for too, in vain at worst.
+const SWEEP_LIMIT: Duration = Duration::from_secs(2);
 
 /// What the scripts call, besides what every system has.
 const TOOLS: &[&str] = &["unshare", "nsenter", "mount", "pivot_root", "setpriv", "ip"];
@@ -161,33 +165,53 @@ fn prepare<'a>(hostname: &str, masks: impl Iterator<Item = &'a str>) -> io::Resu
     Ok(directory)
 }
 
-/// A process that cannot be mistaken for a later one with the same number: `PID START-TIME`.
+/// A process that cannot be mistaken for a later one with the same number: `PID START-TIME PID-NAMESPACE`.
 fn owner(pid: u32) -> io::Result<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // proc_pid_stat(5): the second field may hold spaces and parentheses; the start time is the 20th after it.
     let start = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19));
-    Ok(format!("{pid} {}", start.unwrap_or_default()))
+    Ok(format!("{pid} {} {}", start.unwrap_or_default(), pid_namespace()?))
 }
 
-/// Removes what machines left behind whose keeper was killed too: their processes died with it (parent-death signals),
-/// directory and cgroup remain.
+/// The namespace that our process numbers belong to.
+fn pid_namespace() -> io::Result<String> {
+    Ok(std::fs::read_link("/proc/self/ns/pid")?.to_string_lossy().into_owned())
+}
+
+/// Removes what machines left behind whose keeper was killed too: their processes die with it (parent-death signals),
+/// directory and cgroup remain. What cannot be removed yet is left, as a whole, to the next sweep.
 fn sweep() {
-    let Ok(entries) = std::fs::read_dir(home()) else { return };
+    let (Ok(entries), Ok(cgroups)) = (std::fs::read_dir(home()), cgroup_root()) else { return };
     for entry in entries.flatten() {
         if !entry.file_name().to_string_lossy().starts_with(PREFIX) || !is_abandoned(&entry.path()) {
             continue;
         }
-        if let Ok(root) = cgroup_root() {
-            remove_cgroup(&root.join(entry.file_name()));
+        if empty_cgroup(&cgroups.join(entry.file_name())) {
+            // Another process may sweep at the same time; what it removed first is gone all the same.
+            drop(std::fs::remove_dir_all(entry.path()));
         }
-        // Another process may sweep at the same time; what it removed first is gone all the same.
-        drop(std::fs::remove_dir_all(entry.path()));
+    }
+}
+
+/// Waits for a dead machine's last processes to be gone, then removes their cgroup; whether it is gone.
+fn empty_cgroup(cgroup: &Path) -> bool {
+    let deadline = Instant::now() + SWEEP_LIMIT;
+    loop {
+        remove_cgroup(cgroup);
+        if !cgroup.exists() || Instant::now() >= deadline {
+            return !cgroup.exists();
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
 fn is_abandoned(directory: &Path) -> bool {
     // A directory without a complete owner line is just being made.
     let Ok(line) = std::fs::read_to_string(directory.join("owner")) else { return false };
+    // A container may share this directory with its host; whether its processes live cannot be seen from here.
+    if !pid_namespace().is_ok_and(|ours| line.ends_with(&ours)) {
+        return false;
+    }
     let Some(pid) = line.split_once(' ').and_then(|(pid, _)| pid.parse().ok()) else { return false };
     owner(pid).map_or(true, |now| now != line)
 }

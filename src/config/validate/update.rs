@@ -118,10 +118,11 @@ fn public_key(text: &str) -> Option<(String, Vec<u8>)> {
 /// in use, the updater's own check holds.
 fn required_signatures(reader: &mut Reader<'_>, map: &[Entry], trusted_keys: &[String]) -> usize {
     let most = if trusted_keys.is_empty() { MAX_KEYS } else { trusted_keys.len() };
+    let what = if trusted_keys.is_empty() { "" } else { ", the number of trusted keys" };
     let text = reader.setting(&keys::UPDATE_REQUIRED_SIGNATURES, map);
     let required = reader.judge(keys::UPDATE_REQUIRED_SIGNATURES.path, text, |text| {
         let number = text.text.parse::<usize>().ok().filter(|number| (1..=most).contains(number));
-        number.ok_or_else(|| format!("a number from 1 to {most}, the number of trusted keys"))
+        number.ok_or_else(|| format!("a number from 1 to {most}{what}"))
     });
     required.ok().flatten().unwrap_or(1)
 }

@@ -68,7 +68,8 @@ fn a_foreign_authority_is_refused() {
 fn every_file_that_is_something_else_is_named() {
     let ca = CertificateAuthority::new();
     for nonsense in ["", "<html>", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "\u{0}\u{1}"] {
-        let cases: [(&str, fn(&mut Material, String)); 3] = [
+        type Spoil = fn(&mut Material, String);
+        let cases: [(&str, Spoil); 3] = [
             ("agent.crt", |material, text| material.certificate_pem = Secret::new(text)),
             ("agent.key", |material, text| material.private_key_pem = Secret::new(text)),
             ("ca.crt", |material, text| material.ca_pem = text),

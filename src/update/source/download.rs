@@ -22,7 +22,8 @@ use super::Error;
 use super::request::{self, Failure, Tries, Web};
 use crate::durable::{self, Context};
 use crate::http;
-use crate::update::trust::{MAX_ASSET_BYTES, Sha256};
+use crate::update::digest::Sha256;
+use crate::update::trust::MAX_ASSET_BYTES;
 
 /// An attempt that brought this much was worth it.
 const PROGRESS_BYTES: u64 = 64 << 10;

@@ -4,11 +4,11 @@
 //! every line, and a name must never be a path.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use semver::Version;
 
 use super::MAX_CHECKSUMS_BYTES;
+use crate::update::digest::Sha256;
 
 /// Contract section 4's releases have about twenty.
 const MAX_LINES: usize = 1000;
@@ -17,55 +17,6 @@ const MAX_NAME_BYTES: usize = 255;
 
 /// Hash by file name.
 pub(super) type Entries = BTreeMap<String, Sha256>;
-
-/// A SHA-256 value; shown in lower-case hexadecimal.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Sha256([u8; 32]);
-
-impl Sha256 {
-    /// A hash that was computed.
-    #[must_use]
-    pub const fn new(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-
-    /// The value's bytes.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-
-    /// Reads 64 lower-case hexadecimal digits, the only form that `sha256sum` writes.
-    #[must_use]
-    pub fn from_hex(text: &str) -> Option<Self> {
-        let digits: &[u8; 64] = text.as_bytes().try_into().ok()?;
-        let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
-        }
-        Some(Self(bytes))
-    }
-}
-
-const fn nibble(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
-    }
-}
-
-impl fmt::Display for Sha256 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Sha256 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
 
 /// What is wrong with a checksums.txt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -114,7 +65,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(Version, Entries), ChecksumsProblem
         }
         // `sha256sum` marks binary mode with `*` in place of the second space, and odd names with a leading backslash.
         let (hash, name) = text.split_once("  ").ok_or(ChecksumsProblem::Line { line })?;
-        let hash = Sha256::from_hex(hash).ok_or(ChecksumsProblem::Line { line })?;
+        let hash = hash.parse().map_err(|_| ChecksumsProblem::Line { line })?;
         if !is_plain(name) {
             return Err(ChecksumsProblem::Name { line });
         }

@@ -1,0 +1,238 @@
+//! A whole site: a machine with a real systemd, a control plane and a release server in its network, and the agent
+//! installed on it as an operator would have it. What the updater is tried on.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::binaries;
+use crate::machine::{self, Machine};
+use crate::plane::{self, ControlPlane};
+use crate::release::{Release, ReleaseServer, SigningKey};
+
+/// Where the agent is installed.
+pub const BINARY: &str = "/usr/local/bin/bamf-agent";
+/// Where its configuration lies.
+pub const CONFIG: &str = "/etc/bamf/agent.yaml";
+/// Its unit.
+pub const UNIT: &str = "bamf-agent.service";
+/// Generous: only a failure waits this long.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Why a site cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The machine said no.
+    #[error(transparent)]
+    Machine(#[from] machine::Error),
+    /// A file or a port said no.
+    #[error("the site cannot be set up")]
+    Io(#[from] std::io::Error),
+    /// The agent did not connect.
+    #[error("the agent is not connected after {} s; its log:\n{log}", LIMIT.as_secs())]
+    NotConnected {
+        /// The unit's journal.
+        log: String,
+    },
+}
+
+/// A machine, what it talks to, and the key that its releases are signed with.
+#[derive(Debug)]
+pub struct Site {
+    /// The machine.
+    pub machine: Machine,
+    /// The control plane, on the machine's loopback, over TLS.
+    pub plane: ControlPlane,
+    /// The release server, on the machine's loopback.
+    pub releases: ReleaseServer,
+    /// The key that the agent trusts.
+    pub key: SigningKey,
+    /// The token of the configuration, good for one join.
+    pub token: String,
+    directory: TempDir,
+}
+
+/// How a command of the agent ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Exit code.
+    pub code: i32,
+    /// The JSON that it printed; `null` if it printed none.
+    pub json: Value,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Ended {
+    /// What a finished process left.
+    #[must_use]
+    pub fn of(output: std::io::Result<std::process::Output>) -> Self {
+        match output {
+            Ok(output) => Self::new(
+                output.status.code().unwrap_or(-1),
+                String::from_utf8_lossy(&output.stdout).into_owned(),
+                String::from_utf8_lossy(&output.stderr).into_owned(),
+            ),
+            Err(error) => Self::new(-1, String::new(), error.to_string()),
+        }
+    }
+
+    fn new(code: i32, stdout: String, stderr: String) -> Self {
+        let json = stdout.lines().last().and_then(|line| serde_json::from_str(line).ok());
+        Self { code, json: json.unwrap_or_default(), stdout, stderr }
+    }
+}
+
+impl Site {
+    /// Boots a machine and installs the agent in `version`; nothing is started yet.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn install(version: &str) -> Result<Self, Error> {
+        Self::install_binary(&binaries::agent_binary(version))
+    }
+
+    /// The same with a binary of the caller's.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn install_binary(binary: &std::path::Path) -> Result<Self, Error> {
+        let machine = Machine::boot(machine::Options::default())?;
+        let network = machine.network();
+        let plane = ControlPlane::start(plane::Options { network: network.clone(), ..plane::Options::default() })?;
+        let directory = tempfile::tempdir()?;
+        let releases = ReleaseServer::start(&network, None, directory.path())?;
+        let key = SigningKey::generate();
+        let token = plane.issue_token(1);
+        let site = Self { machine, plane, releases, key, token, directory };
+        site.machine.trust(site.plane.web_ca_pem())?;
+        site.machine.copy_in(binary, BINARY, 0o755)?;
+        site.machine.write("/usr/lib/sysusers.d/bamf-agent.conf", SYSUSERS, 0o644, "root")?;
+        site.machine.write(format!("/etc/systemd/system/{UNIT}"), SERVICE, 0o644, "root")?;
+        site.machine.check(["systemd-sysusers"])?;
+        site.configure("")?;
+        site.machine.check(["systemctl", "daemon-reload"])?;
+        Ok(site)
+    }
+
+    /// Writes the configuration: the site's own, and `extra` lines.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn configure(&self, extra: &str) -> Result<(), Error> {
+        self.write_config(&format!("join_token: {}\n{extra}", self.token))
+    }
+
+    /// The same without the join token.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn configure_without_token(&self) -> Result<(), Error> {
+        self.write_config("")
+    }
+
+    fn write_config(&self, extra: &str) -> Result<(), Error> {
+        let yaml = format!(
+            "platform_url: {}\nagent_name: edge-1\n{extra}update:\n  source: {}\n  trusted_keys: [{}]\n  health_timeout: 20s\n",
+            self.plane.url(),
+            self.releases.source_url(),
+            self.key.public_key(),
+        );
+        self.machine.check(["mkdir", "-p", "/etc/bamf"])?;
+        Ok(self.machine.write(CONFIG, yaml, 0o640, "root:bamf")?)
+    }
+
+    /// Starts the service and waits until it is connected.
+    ///
+    /// # Errors
+    /// [`Error::NotConnected`].
+    pub fn start(&self) -> Result<(), Error> {
+        self.machine.check(["systemctl", "start", UNIT])?;
+        self.connected()
+    }
+
+    /// Waits until the running agent says that it is connected.
+    ///
+    /// # Errors
+    /// [`Error::NotConnected`].
+    pub fn connected(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            if self.agent(&["status", "--json"]).json["api"]["connected"] == true {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::NotConnected { log: self.machine.journal(UNIT)? });
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Runs the installed agent with these arguments, as root.
+    ///
+    /// # Panics
+    /// The command cannot be run at all.
+    #[must_use]
+    pub fn agent(&self, arguments: &[&str]) -> Ended {
+        let words = [&[BINARY], arguments].concat();
+        let output = self.machine.command(words).limit(Duration::from_secs(180)).run();
+        let output = output.unwrap_or_else(|error| panic!("{error}"));
+        Ended::new(output.code().unwrap_or(-1), output.stdout.clone(), output.stderr.clone())
+    }
+
+    /// The JSON of `status --json`.
+    #[must_use]
+    pub fn status(&self) -> Value {
+        self.agent(&["status", "--json"]).json
+    }
+
+    /// A release of `version` with the real agent in it, signed with the site's key, not yet written.
+    #[must_use]
+    pub fn release(&self, version: &str) -> Release {
+        Release::new(&format!("v{version}"))
+            .binary(architecture(), binaries::agent_binary(version))
+            .signed_by(&self.key)
+    }
+
+    /// Publishes a release on the site's server.
+    ///
+    /// # Errors
+    /// The files cannot be written.
+    pub fn publish(&self, release: &Release) -> Result<PathBuf, Error> {
+        Ok(release.write(self.directory.path())?)
+    }
+
+    /// SHA-256 of the installed binary.
+    ///
+    /// # Panics
+    /// There is none.
+    #[must_use]
+    pub fn installed(&self) -> String {
+        crate::release::builder::sha256_hex(&self.machine.path(BINARY)).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The agent's certificate, by fingerprint, as it says itself.
+    ///
+    /// # Panics
+    /// It has none.
+    #[must_use]
+    pub fn certificate(&self) -> String {
+        let status = self.status();
+        status["certificate"]["sha256"].as_str().unwrap_or_else(|| panic!("no certificate in {status}")).to_owned()
+    }
+}
+
+/// The architecture of this machine, as release assets name it.
+#[must_use]
+pub fn architecture() -> &'static str {
+    if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
+}
+
+/// The project's own unit.
+const SERVICE: &str = include_str!("../../systemd/bamf-agent.service");
+/// The project's own user.
+const SYSUSERS: &str = include_str!("../../systemd/bamf-agent.sysusers");

@@ -1,0 +1,298 @@
+//! The gate's table, minute by minute, and the promise that every trial ends.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const HEALTH: Duration = Duration::from_secs(90);
+/// The trial begins an hour after boot.
+const BEGAN: Duration = Duration::from_secs(3600);
+
+fn identity() -> Identity {
+    Identity {
+        agent_name: "web-1".into(),
+        agent_id: Some("agent-7".into()),
+        certificate_sha256: "aa".into(),
+        certificate_not_before: Some(1000),
+    }
+}
+
+fn gate() -> Gate {
+    Gate::new(Expected { version: "1.2.0".into(), identity: Some(identity()), health_timeout: HEALTH }, BEGAN)
+}
+
+/// All is well, `second` seconds into the trial.
+fn well(second: u64) -> Observation {
+    Observation {
+        now: BEGAN + Duration::from_secs(second),
+        active: Active::Active,
+        result: "success".into(),
+        process: Some((100, 1)),
+        runs_new_file: true,
+        restarts: 0,
+        agent: Some(Report { version: "1.2.0".into(), connected: true, identity: identity(), last_error: None }),
+        api_reachable: true,
+    }
+}
+
+fn unconnected(second: u64) -> Observation {
+    let mut seen = well(second);
+    let report = seen.agent.as_mut().unwrap();
+    (report.connected, report.last_error) = (false, Some("401 Unauthorized".into()));
+    seen
+}
+
+fn outage(second: u64) -> Observation {
+    Observation { api_reachable: false, ..unconnected(second) }
+}
+
+/// Feeds one observation per second until a verdict; returns it with the second.
+fn run(mut at: impl FnMut(u64) -> Observation) -> (u64, Verdict) {
+    let mut gate = gate();
+    for second in 0..3000 {
+        match gate.observe(&at(second)) {
+            Verdict::Wait { until } => assert!(until > at(second).now, "a deadline in the past at {second} s"),
+            verdict @ (Verdict::Healthy | Verdict::Unhealthy { .. } | Verdict::KeepUnproven { .. }) => {
+                return (second, verdict);
+            }
+        }
+    }
+    panic!("no verdict");
+}
+
+fn unhealthy(verdict: &Verdict) -> &Symptom {
+    match verdict {
+        Verdict::Unhealthy { why } => why,
+        Verdict::Wait { .. } | Verdict::Healthy | Verdict::KeepUnproven { .. } => panic!("{verdict:?}"),
+    }
+}
+
+#[test]
+fn a_version_that_is_well_for_a_moment_is_healthy() {
+    assert_eq!(run(well), (SETTLE.as_secs(), Verdict::Healthy));
+}
+
+#[test]
+fn a_slow_start_within_the_limit_is_healthy() {
+    let slow = |second| match second {
+        0..20 => Observation { active: Active::Activating, agent: None, process: None, ..well(second) },
+        20..60 => unconnected(second),
+        _ => well(second),
+    };
+    assert_eq!(run(slow), (63, Verdict::Healthy));
+}
+
+#[test]
+fn each_local_trouble_ends_at_the_health_timeout_and_is_named() {
+    let reports = |second, version: &str| {
+        let mut seen = well(second);
+        seen.agent.as_mut().unwrap().version = version.into();
+        seen
+    };
+    type At = Box<dyn FnMut(u64) -> Observation>;
+    let cases: Vec<(At, &str)> = vec![
+        (Box::new(|s| Observation { active: Active::Activating, ..well(s) }), "the unit is activating, not active"),
+        (Box::new(|s| Observation { active: Active::Inactive, ..well(s) }), "the unit is inactive, not active"),
+        (Box::new(|s| Observation { runs_new_file: false, ..well(s) }), "does not run the new binary"),
+        (Box::new(|s| Observation { process: None, ..well(s) }), "does not run the new binary"),
+        (Box::new(|s| Observation { agent: None, ..well(s) }), "does not answer on its control socket"),
+        (Box::new(move |s| reports(s, "1.1.0")), "says that it is version 1.1.0, not 1.2.0"),
+    ];
+    for (at, text) in cases {
+        let (second, verdict) = run(at);
+        assert_eq!(second, HEALTH.as_secs(), "{text}");
+        assert!(unhealthy(&verdict).to_string().contains(text), "{verdict:?}");
+    }
+}
+
+#[test]
+fn local_trouble_is_not_excused_by_an_api_outage() {
+    let (second, verdict) = run(|s| Observation { agent: None, api_reachable: false, ..well(s) });
+    assert_eq!((second, unhealthy(&verdict)), (HEALTH.as_secs(), &Symptom::NoSocket));
+}
+
+#[test]
+fn an_unconnected_agent_is_blamed_while_the_api_answers() {
+    let (second, verdict) = run(unconnected);
+    assert_eq!(second, HEALTH.as_secs());
+    let text = unhealthy(&verdict).to_string();
+    assert_eq!(text, "the new version is not connected although the API answers; it says: 401 Unauthorized");
+}
+
+#[test]
+fn during_an_api_outage_the_new_version_is_kept_after_ten_minutes() {
+    let (second, verdict) = run(outage);
+    assert_eq!(second, OUTAGE_LIMIT.as_secs());
+    assert_eq!(verdict, Verdict::KeepUnproven { why: Symptom::ApiUnreachable });
+}
+
+#[test]
+fn after_an_outage_the_agent_has_the_whole_health_timeout_to_connect() {
+    let comes_back = |connects| {
+        move |second| match second {
+            0..400 => outage(second),
+            _ if second < connects => unconnected(second),
+            _ => well(second),
+        }
+    };
+    assert_eq!(run(comes_back(480)), (483, Verdict::Healthy));
+    let (second, verdict) = run(comes_back(9999));
+    assert_eq!(second, 400 + HEALTH.as_secs());
+    assert!(matches!(unhealthy(&verdict), Symptom::NotConnected { .. }));
+}
+
+#[test]
+fn an_outage_at_the_last_moment_before_the_deadline_saves_the_new_version() {
+    let (second, verdict) = run(|second| if second < 89 { unconnected(second) } else { outage(second) });
+    assert_eq!((second, verdict), (89 + 600, Verdict::KeepUnproven { why: Symptom::ApiUnreachable }));
+}
+
+#[test]
+fn an_api_that_flaps_does_not_make_the_trial_endless_or_blame_the_version() {
+    let (second, verdict) = run(|second| if second % 20 < 10 { outage(second) } else { unconnected(second) });
+    assert!(second >= OUTAGE_LIMIT.as_secs(), "{second}");
+    assert_eq!(verdict, Verdict::KeepUnproven { why: Symptom::ApiUnreachable });
+}
+
+#[test]
+fn an_agent_that_is_connected_is_healthy_even_if_the_updater_cannot_reach_the_api() {
+    assert_eq!(run(|s| Observation { api_reachable: false, ..well(s) }), (3, Verdict::Healthy));
+}
+
+#[test]
+fn the_third_crash_and_a_failed_unit_end_the_trial_at_once_even_in_an_outage() {
+    let (second, verdict) = run(|s| Observation { restarts: u32::try_from(s).unwrap(), ..outage(s) });
+    assert_eq!((second, unhealthy(&verdict)), (3, &Symptom::CrashLoop { restarts: 3 }));
+    let failed = |s| Observation { active: Active::Failed, result: "exit-code".into(), ..outage(s) };
+    let (second, verdict) = run(failed);
+    assert_eq!((second, unhealthy(&verdict)), (0, &Symptom::UnitFailed { result: "exit-code".into() }));
+}
+
+#[test]
+fn a_process_that_connects_and_dies_is_not_committed() {
+    // Two seconds of health, then another process, by other hands than systemd's.
+    let (_, verdict) = run(|s| Observation { process: Some((100, s / 2)), ..well(s) });
+    assert!(matches!(verdict, Verdict::Unhealthy { .. }), "{verdict:?}");
+}
+
+#[test]
+fn a_pid_that_comes_again_is_another_process() {
+    let mut gate = gate();
+    gate.observe(&well(0));
+    let again = Observation { process: Some((100, 2)), ..well(4) };
+    assert!(matches!(gate.observe(&again), Verdict::Wait { .. }));
+}
+
+#[test]
+fn a_process_that_is_never_stable_is_not_kept_in_an_outage() {
+    let (_, verdict) = run(|s| Observation { process: Some((100, s / 20)), ..outage(s) });
+    assert_eq!(unhealthy(&verdict), &Symptom::Unstable);
+}
+
+#[test]
+fn another_agent_is_noticed_at_once() {
+    type Change = fn(&mut Identity);
+    let cases: [(Change, &str); 4] = [
+        (|identity| identity.agent_name = "web-2".into(), "the name is web-2, it was web-1"),
+        (|identity| identity.agent_id = Some("agent-8".into()), "the agent id is agent-8, it was agent-7"),
+        (|identity| identity.certificate_sha256 = "bb".into(), "the certificate is bb, it was aa"),
+        (
+            |identity| (identity.certificate_sha256, identity.certificate_not_before) = ("bb".into(), Some(999)),
+            "the certificate is bb, it was aa",
+        ),
+    ];
+    for (change, text) in cases {
+        let (second, verdict) = run(|second| {
+            let mut seen = well(second);
+            change(&mut seen.agent.as_mut().unwrap().identity);
+            seen
+        });
+        assert_eq!(second, 0);
+        assert!(unhealthy(&verdict).to_string().contains(text), "{verdict:?}");
+    }
+}
+
+#[test]
+fn a_certificate_renewed_during_the_trial_is_the_same_agent() {
+    let renewed = |second| {
+        let mut seen = well(second);
+        let identity = &mut seen.agent.as_mut().unwrap().identity;
+        (identity.certificate_sha256, identity.certificate_not_before) = ("bb".into(), Some(2000));
+        seen
+    };
+    assert_eq!(run(renewed).1, Verdict::Healthy);
+}
+
+#[test]
+fn the_old_process_is_not_judged_as_the_new_one() {
+    // Until the restart is through, the old process answers, perhaps as somebody else.
+    let (second, verdict) = run(|second| {
+        let mut seen = well(second);
+        if second < 5 {
+            seen.runs_new_file = false;
+            seen.agent.as_mut().unwrap().identity.agent_name = "web-0".into();
+        }
+        seen
+    });
+    assert_eq!((second, verdict), (8, Verdict::Healthy));
+}
+
+#[test]
+fn an_identity_that_was_not_known_before_is_not_compared() {
+    let mut gate = gate();
+    gate.expected.identity = None;
+    gate.observe(&well(0));
+    assert_eq!(gate.observe(&well(3)), Verdict::Healthy);
+}
+
+fn any_active() -> impl Strategy<Value = Active> {
+    prop::sample::select(vec![Active::Active, Active::Active, Active::Activating, Active::Inactive, Active::Reloading])
+}
+
+prop_compose! {
+    fn any_observation()(
+        active in any_active(),
+        process in prop::option::weighted(0.9, (1_u32..4, 0_u64..3)),
+        runs_new_file in prop::bool::weighted(0.9),
+        restarts in 0_u32..3,
+        answers in prop::bool::weighted(0.9),
+        connected in any::<bool>(),
+        right_version in prop::bool::weighted(0.9),
+        api_reachable in any::<bool>(),
+        step_ms in 1_u64..30_000,
+    ) -> (u64, Observation) {
+        let version = if right_version { "1.2.0" } else { "1.1.0" };
+        let report = Report { version: version.into(), connected, identity: identity(), last_error: None };
+        let agent = answers.then_some(report);
+        (step_ms, Observation { active, process, runs_new_file, restarts, agent, api_reachable, ..well(0) })
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_observed_the_verdict_comes_in_time_and_is_deserved(
+        observations in prop::collection::vec(any_observation(), 1..60),
+    ) {
+        let mut gate = gate();
+        let last = gate.last_deadline();
+        let mut now = BEGAN;
+        for (step_ms, seen) in observations.iter().cycle() {
+            now += Duration::from_millis(*step_ms);
+            let seen = Observation { now, ..seen.clone() };
+            let connected = seen.agent.as_ref().is_some_and(|report| report.connected && report.version == "1.2.0");
+            match gate.observe(&seen) {
+                Verdict::Wait { until } => {
+                    prop_assert!(now < last, "still waiting after the last deadline");
+                    prop_assert!(until > now);
+                    continue;
+                }
+                Verdict::Healthy => prop_assert!(connected && seen.runs_new_file && seen.active.is_running()),
+                Verdict::KeepUnproven { .. } => {
+                    prop_assert!(seen.runs_new_file && seen.active.is_running() && seen.agent.is_some());
+                }
+                Verdict::Unhealthy { .. } => prop_assert!(now - BEGAN >= HEALTH, "blamed before its time"),
+            }
+            break;
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Watches a version on trial: gathers what [`super::gate`] judges, until it has judged.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Updater;
+use super::gate::{Expected, Gate, Identity, Observation, Report, Verdict};
+use super::outcome::Failure;
+use super::site;
+use super::swap::Paths;
+use crate::clock;
+use crate::control::Status;
+use crate::exit::Reason;
+use crate::http::{self, Purpose};
+use crate::platform::version;
+use crate::service::process;
+use crate::service::unit::Unit;
+
+/// How often to look. A restart takes a tenth of a second, and looking costs next to nothing.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often the API is asked by the updater itself while the agent is not connected.
+const ASK_API_EVERY: Duration = Duration::from_secs(2);
+
+/// What the watch saw.
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// The judgement; never [`Verdict::Wait`].
+    pub(super) verdict: Verdict,
+    /// From the beginning of the watch to the first sight of a connected agent.
+    pub(super) connected_after: Option<Duration>,
+    /// Sessions at the last sight.
+    pub(super) sessions: Option<u64>,
+}
+
+/// Watches until there is a verdict. `since` is when the restart was asked for.
+pub(super) async fn watch(
+    updater: &Updater<'_>,
+    paths: &Paths,
+    expected: Expected,
+    since: Instant,
+) -> Result<Seen, Failure> {
+    let client = http::client(&updater.config.network, Purpose::Platform, &updater.build.version.to_string())
+        .map_err(|error| Failure::new(Reason::ConfigInvalid, &error))?;
+    let mut gate = Gate::new(expected.clone(), clock::boottime());
+    let mut api = ApiProbe { client, asked: None, reachable: true };
+    let mut seen = Seen { verdict: Verdict::Healthy, connected_after: None, sessions: None };
+    loop {
+        let observation = observe(updater, paths, &mut api).await;
+        if let Some(report) = &observation.agent {
+            let well = report.connected && report.version == expected.version && observation.runs_new_file;
+            if well && seen.connected_after.is_none() {
+                seen.connected_after = Some(since.elapsed());
+            }
+        }
+        match gate.observe(&observation) {
+            Verdict::Wait { .. } => tokio::time::sleep(LOOK_EVERY).await,
+            verdict @ (Verdict::Healthy | Verdict::Unhealthy { .. } | Verdict::KeepUnproven { .. }) => {
+                seen.verdict = verdict;
+                seen.sessions = site::ask(updater.config).await.map(|status| status.sessions.active);
+                return Ok(seen);
+            }
+        }
+    }
+}
+
+/// Whether the updater itself reaches the API, asked seldom.
+struct ApiProbe {
+    client: reqwest::Client,
+    asked: Option<Instant>,
+    reachable: bool,
+}
+
+impl ApiProbe {
+    async fn reachable(&mut self, url: &url::Url) -> bool {
+        if self.asked.is_none_or(|asked| asked.elapsed() >= ASK_API_EVERY) {
+            self.reachable = version::discover(&self.client, url).await.is_ok();
+            self.asked = Some(Instant::now());
+        }
+        self.reachable
+    }
+}
+
+async fn observe(updater: &Updater<'_>, paths: &Paths, api: &mut ApiProbe) -> Observation {
+    let unit = match updater.site.services().unit(&updater.site.place.unit).await {
+        Ok(unit) => unit,
+        Err(error) => {
+            tracing::debug!(error = %http::chain(&error), "the unit cannot be looked at");
+            Unit::default()
+        }
+    };
+    let status = site::ask(updater.config).await;
+    let connected = status.as_ref().is_some_and(|status| status.api.connected);
+    Observation {
+        now: clock::boottime(),
+        result: unit.result.clone(),
+        process: unit.main_pid.and_then(|pid| Some((pid, process::start_ticks(pid)?))),
+        runs_new_file: unit.main_pid.is_some_and(|pid| process::runs(pid, &paths.installed).unwrap_or(false)),
+        restarts: unit.restarts,
+        active: unit.active,
+        // A connected agent is proof enough; the API is asked only where it could be to blame.
+        api_reachable: connected || api.reachable(&updater.config.platform_url).await,
+        agent: status.as_ref().map(report),
+    }
+}
+
+fn report(status: &Status) -> Report {
+    Report {
+        version: status.version.clone(),
+        connected: status.api.connected,
+        identity: identity(status).unwrap_or_else(|| Identity {
+            agent_name: status.agent_name.clone(),
+            agent_id: None,
+            certificate_sha256: String::new(),
+            certificate_not_before: None,
+        }),
+        last_error: status.api.last_error.clone(),
+    }
+}
+
+/// Who an agent says that it is; `None` before it has a certificate.
+pub(super) fn identity(status: &Status) -> Option<Identity> {
+    let certificate = status.certificate.as_ref()?;
+    Some(Identity {
+        agent_name: status.agent_name.clone(),
+        agent_id: status.agent_id.clone(),
+        certificate_sha256: certificate.sha256.clone(),
+        certificate_not_before: seconds(&certificate.not_before),
+    })
+}
+
+/// Seconds since 1970 of an RFC 3339 time.
+pub(super) fn seconds(time: &str) -> Option<i64> {
+    time.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
+}

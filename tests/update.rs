@@ -1,0 +1,89 @@
+//! The main job on real systemd with the real binary: join once, update, roll back, and refuse what must be refused.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use bamf_lab::binaries::{Defect, defective_binary};
+use bamf_lab::machine::or_skip;
+use bamf_lab::release::Release;
+use bamf_lab::site::{Site, UNIT, architecture};
+use nix::sys::signal::Signal;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A running site: 1.0.0 installed and connected, the API at `api`.
+fn site(api: &str) -> Site {
+    let site = Site::install("1.0.0").unwrap();
+    site.plane.set_version(Some(api));
+    site.start().unwrap();
+    site
+}
+
+#[test]
+fn one_join_and_one_certificate_through_restart_kill_update_and_rollback() {
+    if or_skip("one_join_and_one_certificate_through_restart_kill_update_and_rollback") {
+        return;
+    }
+    let site = site("1.1.0");
+    let certificate = site.certificate();
+    let first = site.installed();
+
+    site.plane.revoke_token(&site.token);
+    site.configure_without_token().unwrap();
+    site.machine.check(["systemctl", "restart", UNIT]).unwrap();
+    site.connected().unwrap();
+    assert_eq!(site.certificate(), certificate, "after a restart");
+
+    let pid = site.status()["pid"].clone();
+    site.machine.kill(UNIT, Signal::SIGKILL).unwrap();
+    site.machine.wait_until("another process", LIMIT, |_| site.status()["pid"] != pid).unwrap();
+    site.connected().unwrap();
+    assert_eq!(site.certificate(), certificate, "after SIGKILL");
+
+    site.publish(&site.release("1.1.0")).unwrap();
+    let ended = site.agent(&["update", "--json"]);
+    assert_eq!(ended.code, 0, "{ended:?}\n{}", site.machine.journal(UNIT).unwrap());
+    assert_eq!(ended.json["outcome"], "updated", "{ended:?}");
+    assert_eq!((&ended.json["from"], &ended.json["to"]), (&"1.0.0".into(), &"1.1.0".into()));
+    assert_eq!(site.status()["version"], "1.1.0");
+    assert_eq!(site.certificate(), certificate, "after the update");
+    assert_eq!(site.releases.rest_calls(), 0, "the tag of the API's version costs no REST call");
+    assert_ne!(site.installed(), first);
+
+    let again = site.agent(&["update", "--json"]);
+    assert_eq!((again.code, &again.json["outcome"]), (0, &"up_to_date".into()), "{again:?}");
+
+    let back = site.agent(&["rollback", "--json"]);
+    assert_eq!((back.code, &back.json["outcome"]), (0, &"rolled_back".into()), "{back:?}");
+    assert_eq!(site.status()["version"], "1.0.0");
+    assert_eq!(site.installed(), first);
+    assert_eq!(site.certificate(), certificate, "after the rollback");
+
+    let bad = site.agent(&["update", "--json"]);
+    assert_eq!((bad.code, &bad.json["reason"]), (25, &"known_bad".into()), "{bad:?}");
+    assert_eq!(site.plane.joins().len(), 1);
+    assert_eq!(site.plane.join_attempts(), 1);
+}
+
+#[test]
+fn a_broken_version_is_rolled_back_and_the_old_one_runs_on() {
+    if or_skip("a_broken_version_is_rolled_back_and_the_old_one_runs_on") {
+        return;
+    }
+    let site = site("1.2.0");
+    let (certificate, first) = (site.certificate(), site.installed());
+    for defect in [Defect::ExitsAtOnce, Defect::NeverReady, Defect::NoControlSocket, Defect::CrashesWhenReady] {
+        let release =
+            Release::new("v1.2.0").binary(architecture(), defective_binary("1.2.0", defect)).signed_by(&site.key);
+        site.publish(&release).unwrap();
+        let ended = site.agent(&["update", "--force", "--json"]);
+        assert_eq!(ended.code, 23, "{defect:?}: {ended:?}");
+        assert_eq!(ended.json["outcome"], "rolled_back", "{defect:?}");
+        assert_eq!(ended.json["reason"], "unhealthy", "{defect:?}");
+        assert_eq!(site.installed(), first, "{defect:?}");
+        assert_eq!(site.status()["version"], "1.0.0", "{defect:?}");
+        assert_eq!(site.certificate(), certificate, "{defect:?}");
+    }
+    assert_eq!(site.plane.joins().len(), 1);
+}
