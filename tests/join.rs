@@ -5,22 +5,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use bamf_lab::agent::{Home, LIMIT, NAME, write};
-use bamf_lab::plane::{ControlPlane, Endpoint, Fault, IssuedIdentity, Options, RequestRecord};
+use bamf_lab::agent::{Home, LIMIT, NAME, identity, write};
+use bamf_lab::plane::{ControlPlane, Endpoint, Fault, Options, RequestRecord};
 use nix::sys::signal::Signal;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_bamf-agent");
 
 fn plane() -> ControlPlane {
     ControlPlane::start(Options::default()).unwrap()
-}
-
-/// Somebody's identity, valid for a day.
-fn identity(plane: &ControlPlane, name: &str) -> IssuedIdentity {
-    let now = SystemTime::now();
-    plane.ca().identity(name, now, now + Duration::from_secs(86400)).unwrap()
 }
 
 fn configure_without_token(home: &Home, plane: &ControlPlane) {
@@ -333,6 +327,7 @@ fn a_forced_join_mends_an_identity_that_is_damaged_beyond_reading() {
         assert_eq!(plane.join_attempts(), 0);
         let finished = home.run(&["join", "--force"]);
         assert_eq!((finished.code, plane.joins().len()), (0, 1), "{name}: {finished:?}");
+        assert!(path.is_file(), "what lay in the way of {name} is gone");
         drop(home.connect(&plane));
     }
 }

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use bamf_lab::agent::{Agent, Home, LIMIT, NAME, write};
-use bamf_lab::plane::{ControlPlane, Endpoint, Fault, IssuedIdentity, Options, RequestRecord};
+use bamf_lab::plane::{ControlPlane, Endpoint, Fault, Options, RequestRecord};
 use nix::sys::signal::Signal;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_bamf-agent");
@@ -14,13 +14,8 @@ fn plane() -> ControlPlane {
     ControlPlane::start(Options::default()).unwrap()
 }
 
-fn identity(plane: &ControlPlane) -> IssuedIdentity {
-    let now = SystemTime::now();
-    plane.ca().identity(NAME, now - Duration::from_secs(60), now + Duration::from_secs(86400)).unwrap()
-}
-
 fn home(plane: &ControlPlane) -> Home {
-    Home::joined(BINARY, plane, &identity(plane))
+    Home::settled(BINARY, plane)
 }
 
 /// What can go wrong and mend itself, and what the agent should say of it.

@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -67,7 +67,13 @@ impl Home {
         Self::of(binary, plane, &format!("agent_name: {NAME}\njoin_token: {}\n", plane.issue_token(1)))
     }
 
-    /// A home with the stored identity of an agent that `plane` knows; no token.
+    /// A home of [`NAME`], which joined `plane` long ago and has a fresh certificate.
+    #[must_use]
+    pub fn settled(binary: impl Into<PathBuf>, plane: &ControlPlane) -> Self {
+        Self::joined(binary, plane, &identity(plane, NAME))
+    }
+
+    /// A home with the stored identity of an agent that `plane` enters for it; no token.
     #[must_use]
     pub fn joined(binary: impl Into<PathBuf>, plane: &ControlPlane, identity: &IssuedIdentity) -> Self {
         let home = Self::of(binary, plane, "");
@@ -464,6 +470,16 @@ impl Drop for Agent {
             keeps_secrets(&self.log(), &self.data_dir);
         }
     }
+}
+
+/// An identity that `plane` did not hand out and would take, valid from a minute ago for a day.
+///
+/// # Panics
+/// The name is no agent's.
+#[must_use]
+pub fn identity(plane: &ControlPlane, name: &str) -> IssuedIdentity {
+    let from = SystemTime::now() - Duration::from_secs(60);
+    plane.ca().identity(name, from, from + Duration::from_secs(86400)).expect("names of agents fit into a certificate")
 }
 
 /// Asks again and again for something that rings no bell; false when it was never so within `limit`.

@@ -31,12 +31,11 @@ pub fn start(verbosity: Verbosity, colours: bool) {
     let filter = Targets::new().with_default(LevelFilter::WARN).with_target("bamf_agent", own);
     let registry = tracing_subscriber::registry().with(filter);
     let terminal = std::io::stderr().is_terminal();
-    // A log that cannot be written (`2>&1 | head -1`) would be complained about on the same closed pipe, which panics.
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let started = if terminal {
-        registry.with(layer.with_ansi(colours).with_target(false)).try_init()
+        let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours).with_target(false);
+        registry.with(layer).try_init()
     } else {
-        let layer = layer.json().flatten_event(true);
+        let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
         registry.with(layer.with_current_span(false).with_span_list(false)).try_init()
     };
     // Only a second start fails; the first one goes on.
