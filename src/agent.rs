@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 pub use self::board::Board;
 use crate::config::Config;
@@ -149,9 +150,18 @@ pub async fn run(config: Config, warnings: &[String], build: &Build) -> Result<(
 
     let client = Client::new(&config.network, &config.platform_url, &build.version.to_string())?;
     let mut watch = Watch::new(board.clone());
-    let registered = registration::identity(&config, &store, &client, &board, stored);
-    let Some(identity) = watch.during(registered, &mut signals).await else { return Ok(()) };
-    let (context, mut verdicts) = context(config, client, store, board, identity?);
+    let identity = {
+        let leaving = CancellationToken::new();
+        let registered = registration::identity(&config, &store, &client, &board, stored, &leaving);
+        tokio::pin!(registered);
+        let Some(identity) = watch.during(&mut registered, &mut signals).await else {
+            leaving.cancel();
+            return shutdown::after_joining(registered, &mut signals).await;
+        };
+        identity?
+    };
+    let Some(identity) = identity else { return Ok(()) };
+    let (context, mut verdicts) = context(config, client, store, board, identity);
     let tasks = &context.tasks;
     tasks.spawn("heartbeat", heartbeat::run(context.clone()));
     tasks.spawn("commands", commands::run(context.clone()));
@@ -237,6 +247,9 @@ async fn serve_locally(config: &Config, board: &Board, tasks: &Tasks) -> Result<
     }
     match tokio::net::TcpListener::bind(config.listen).await {
         Ok(listener) => {
+            // The configured port may have been 0.
+            let listen = listener.local_addr().unwrap_or(config.listen);
+            tracing::info!(%listen, "/health, /ready and /metrics are served");
             tasks.spawn("health", health::serve(listener, board.clone(), tasks.clone()));
         }
         Err(error) => {

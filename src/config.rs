@@ -48,6 +48,8 @@ pub struct Config {
     pub platform_url: Url,
     /// Needed until a certificate is stored, never again.
     pub join_token: Option<Secret>,
+    /// The unset variable that `join_token` names: an error only while no certificate is stored.
+    pub join_token_unset: Option<String>,
     /// The name to register under; a stored certificate's name wins over it.
     pub agent_name: String,
     /// The name was configured, not derived from the host's.

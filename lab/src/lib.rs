@@ -7,6 +7,7 @@ pub mod demo;
 pub mod machine;
 pub mod plane;
 pub mod playground;
+pub mod proxy;
 pub mod release;
 pub mod serve;
 pub mod site;

@@ -8,6 +8,9 @@ use super::{Context, Session};
 use crate::http;
 use crate::platform::wire::HeartbeatRequest;
 
+/// How long an answer may take that is awaited when the agent shuts down.
+const LAST_ANSWER: Duration = Duration::from_secs(2);
+
 /// The platform forgets an agent after 180 s, so failures are retried at least this often.
 const RETRY_CAP: Duration = Duration::from_secs(60);
 
@@ -19,9 +22,15 @@ pub(super) async fn run(context: Context) {
     let body = HeartbeatRequest::new(&context.config, &context.instance.instance_id);
     loop {
         let session = replaced.borrow_and_update().clone();
+        let beat = beat(&context, &session, &body, &mut retry);
+        tokio::pin!(beat);
         let wait = tokio::select! {
-            wait = beat(&context, &session, &body, &mut retry) => wait,
-            () = stop.cancelled() => return,
+            wait = &mut beat => wait,
+            () = stop.cancelled() => {
+                // A heartbeat that the platform carries out after `offline` would enter the instance again for 180 s.
+                drop(tokio::time::timeout(LAST_ANSWER, beat).await);
+                return;
+            }
         };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}

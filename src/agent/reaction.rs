@@ -14,11 +14,8 @@ pub(super) const PATIENT_BASE: Duration = Duration::from_secs(30);
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Reaction {
-    /// Try again with the usual back-off, or after the wait that was asked for.
-    Retry {
-        /// From `Retry-After`.
-        after: Option<Duration>,
-    },
+    /// Try again with the usual back-off, or after the wait that the failure asks for.
+    Retry,
     /// Stay up, but wait in minutes: somebody has to act, and the sentence says what.
     Patience(String),
     /// A renewed certificate is refused: go back to the one before.
@@ -50,9 +47,13 @@ pub(super) fn react(failure: &Failure, identity: &Identity, has_previous: bool, 
             "the platform does not know agent {name}: it was deleted there, or platform_url points elsewhere. If it was \
              deleted, run `bamf-agent join --force` with a new token ({failure})"
         )),
-        Kind::Unreachable | Kind::Conflict | Kind::Invalid | Kind::RateLimited(_) | Kind::Server | Kind::Unexpected => {
-            Reaction::Retry { after: failure.retry_after() }
-        }
+        Kind::Unreachable
+        | Kind::Unanswered
+        | Kind::Conflict
+        | Kind::Invalid
+        | Kind::RateLimited
+        | Kind::Server
+        | Kind::Unexpected => Reaction::Retry,
     }
 }
 
@@ -78,7 +79,7 @@ mod tests {
     }
 
     fn reaction(kind: Kind, has_previous: bool, now: u64) -> Reaction {
-        let failure = Failure { call: "heartbeat", kind, detail: "401 no".into() };
+        let failure = Failure { call: "heartbeat", kind, detail: "401 no".into(), retry_after: None };
         react(&failure, &identity(), has_previous, at(now))
     }
 
@@ -94,7 +95,7 @@ mod tests {
     #[test]
     fn a_renewed_certificate_that_is_refused_gives_way_to_the_one_before() {
         assert_eq!(reaction(Kind::Unauthorized, true, 1500), Reaction::Revert);
-        assert_eq!(reaction(Kind::Server, true, 1500), Reaction::Retry { after: None });
+        assert_eq!(reaction(Kind::Server, true, 1500), Reaction::Retry);
     }
 
     #[test]
@@ -109,11 +110,5 @@ mod tests {
             let Reaction::Patience(text) = reaction(kind, false, now) else { panic!("{kind:?}") };
             assert!(text.contains(expected), "{text}");
         }
-    }
-
-    #[test]
-    fn the_wait_that_was_asked_for_is_kept() {
-        let wait = Some(Duration::from_secs(17));
-        assert_eq!(reaction(Kind::RateLimited(wait), false, 1500), Reaction::Retry { after: wait });
     }
 }

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::config::Config;
@@ -20,6 +22,8 @@ use super::board::{Board, Way};
 
 /// First wait between two attempts to join.
 const RETRY_BASE: Duration = Duration::from_secs(1);
+/// However lucky the draw.
+const SHORTEST: Duration = Duration::from_millis(100);
 /// The platform allows 100 anonymous calls a minute and address, which a fleet may share (protocol 3.3).
 const RETRY_CAP: Duration = Duration::from_secs(60);
 /// Attempts of the `join` command before it reports that the platform cannot be reached.
@@ -36,6 +40,17 @@ pub enum Error {
     NoToken {
         /// Where a certificate was looked for.
         data_dir: String,
+    },
+    /// No certificate, and the configured token is a variable that is not set.
+    #[error(
+        "{data_dir} holds no certificate, and join_token is ${{{variable}}}, which is not set in the environment: set \
+         {variable}, or run `bamf-agent join --token-file FILE`"
+    )]
+    TokenUnset {
+        /// Where a certificate was looked for.
+        data_dir: String,
+        /// The variable.
+        variable: String,
     },
     /// The token is not accepted.
     #[error(
@@ -64,6 +79,20 @@ pub enum Error {
          with a new token ({failure})"
     )]
     Interrupted {
+        /// The name.
+        name: String,
+        /// When the interrupted join began.
+        at: String,
+        /// The answer.
+        failure: Failure,
+    },
+    /// The token is not accepted, and an earlier attempt of this machine may be what used it up.
+    #[error(
+        "the platform does not accept the join token. This machine asked for the name {name} at {at} without getting the \
+         certificate stored: that join was probably interrupted after the platform had used up the token. If the platform \
+         lists an agent {name}, have an administrator delete it; then start again with a new token ({failure})"
+    )]
+    TokenSpent {
         /// The name.
         name: String,
         /// When the interrupted join began.
@@ -100,26 +129,29 @@ impl Error {
 }
 
 /// The identity to run with: the stored one, else the one that joining gives. Waits as long as the platform is away.
+///
+/// `None` if the agent is `leaving`. An attempt that is under way then is ended first: its answer can be had only once.
 pub(super) async fn identity(
     config: &Config,
     store: &Store,
     client: &Client,
     board: &Board,
     stored: Option<Identity>,
-) -> Result<Identity, super::Error> {
+    leaving: &CancellationToken,
+) -> Result<Option<Identity>, super::Error> {
     if let Some(identity) = stored {
         remark(config, &identity);
-        return Ok(identity);
+        return Ok(Some(identity));
     }
-    let token = config.join_token.clone().ok_or_else(|| no_token(store))?;
+    let token = config.join_token.clone().ok_or_else(|| no_token(config, store))?;
     let mut backoff = Backoff::new(RETRY_BASE, RETRY_CAP);
     let mut waiting = false;
     loop {
         let failure = match join(config, store, client, &token).await? {
-            Ok(identity) => return Ok(identity),
+            Ok(identity) => return Ok(Some(identity)),
             Err(failure) => failure,
         };
-        let wait = failure.retry_after().unwrap_or_else(|| backoff.next(fastrand::f64()));
+        let wait = pause(&failure, &mut backoff);
         tracing::warn!(error = %failure, wait_ms = wait.as_millis(), "not joined yet, trying again");
         board.fails(Way::Heartbeat, Some(failure.to_string()));
         if !waiting {
@@ -127,8 +159,16 @@ pub(super) async fn identity(
             notify::ready();
             waiting = true;
         }
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = leaving.cancelled() => return Ok(None),
+        }
     }
+}
+
+/// How long to wait for the next attempt.
+fn pause(failure: &Failure, backoff: &mut Backoff) -> Duration {
+    failure.asked_wait(fastrand::f64()).unwrap_or_else(|| backoff.next(fastrand::f64()).max(SHORTEST))
 }
 
 /// The `join` command: registers once, with a few attempts.
@@ -152,7 +192,7 @@ pub async fn join_now(
         if attempts == COMMAND_ATTEMPTS {
             return Err(Error::GaveUp { name: config.agent_name.clone(), attempts, failure }.into());
         }
-        tokio::time::sleep(failure.retry_after().unwrap_or_else(|| backoff.next(fastrand::f64()))).await;
+        tokio::time::sleep(pause(&failure, &mut backoff)).await;
     }
 }
 
@@ -177,14 +217,19 @@ async fn join(
             remember_agent_id(store, issued.agent_id);
             Ok(Ok(identity))
         }
-        Err(failure) if failure.is_transient() => Ok(Err(failure)),
+        Err(failure) if failure.is_transient() => {
+            if earlier.is_none() && failure.is_certainly_void() {
+                // Else a later conflict with somebody else's agent would be taken for our own interrupted join.
+                forget(store);
+            }
+            Ok(Err(failure))
+        }
         Err(failure) => {
-            let error = refusal(name, earlier, failure);
-            if !matches!(error, Error::Interrupted { .. }) {
+            if earlier.is_none() {
                 // The platform knows nothing of this machine: a later conflict is not ours.
                 forget(store);
             }
-            Err(error.into())
+            Err(refusal(name, earlier, failure).into())
         }
     }
 }
@@ -192,7 +237,8 @@ async fn join(
 fn refusal(name: &str, earlier: Option<JoinIntent>, failure: Failure) -> Error {
     let name = name.to_owned();
     match (failure.kind, earlier) {
-        (Kind::Unauthorized, _) => Error::TokenRefused { failure },
+        (Kind::Unauthorized, Some(JoinIntent { at, .. })) => Error::TokenSpent { name, at, failure },
+        (Kind::Unauthorized, None) => Error::TokenRefused { failure },
         (Kind::Conflict, Some(JoinIntent { at, .. })) => Error::Interrupted { name, at, failure },
         (Kind::Conflict, None) => Error::NameTaken { name, failure },
         _ => Error::Refused { name, failure },
@@ -221,6 +267,11 @@ fn remark(config: &Config, identity: &Identity) {
     if config.join_token.is_some() {
         tracing::warn!("a certificate is stored: the join token in the configuration is no longer needed, remove it");
     }
+    if let Some(variable) = &config.join_token_unset {
+        tracing::warn!(
+            "join_token is ${{{variable}}}, which is not set; a certificate is stored, so no token is needed: remove it"
+        );
+    }
     if config.agent_name_is_configured && config.agent_name != identity.name {
         tracing::warn!(
             configured = %config.agent_name,
@@ -230,8 +281,14 @@ fn remark(config: &Config, identity: &Identity) {
     }
 }
 
-fn no_token(store: &Store) -> Error {
-    Error::NoToken { data_dir: store.directory().display().to_string() }
+/// What is missing where there is neither a certificate nor a token.
+#[must_use]
+pub fn no_token(config: &Config, store: &Store) -> Error {
+    let data_dir = store.directory().display().to_string();
+    match config.join_token_unset.clone() {
+        Some(variable) => Error::TokenUnset { data_dir, variable },
+        None => Error::NoToken { data_dir },
+    }
 }
 
 /// How a stored identity reads when the `join` command finds one.

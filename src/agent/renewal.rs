@@ -28,22 +28,61 @@ enum Error {
 
 pub(super) async fn run(context: Context) {
     let stop = context.tasks.stop_token();
-    let mut backoff = Backoff::new(schedule::RETRY_BASE, schedule::RETRY_CAP);
-    let mut not_before: Option<SystemTime> = None;
+    let mut attempts = Attempts::none();
     loop {
         let session = context.session();
-        let due = matches!(schedule::phase(&session.identity, clock::now()), Phase::Due | Phase::Expired);
-        if due && not_before.is_none_or(|instant| clock::now() >= instant) {
+        let now = clock::now();
+        if matches!(schedule::phase(&session.identity, now), Phase::Due | Phase::Expired)
+            && attempts.may(&session.identity, now)
+        {
             let renewed = tokio::select! {
                 renewed = renew(&context, &session) => renewed,
                 () = stop.cancelled() => return,
             };
-            not_before = report(&context, &session, renewed, &mut backoff);
+            report(&context, &session, renewed, &mut attempts);
         }
         tokio::select! {
             () = tokio::time::sleep(tick(&session.identity)) => {}
             () = stop.cancelled() => return,
         }
+    }
+}
+
+/// The attempts to replace one certificate.
+///
+/// They go on being counted when an attempt succeeds, because the platform may refuse what it gave out: the agent then goes
+/// back to the old certificate, which is due at once.
+struct Attempts {
+    backoff: Backoff,
+    /// Fingerprint of the certificate that is to be replaced.
+    of: String,
+    not_before: Option<SystemTime>,
+}
+
+impl Attempts {
+    const fn none() -> Self {
+        let backoff = Backoff::new(schedule::RETRY_BASE, schedule::RETRY_CAP);
+        Self { backoff, of: String::new(), not_before: None }
+    }
+
+    /// Whether the next one may be made.
+    fn may(&mut self, identity: &Identity, now: SystemTime) -> bool {
+        if self.of != identity.sha256 {
+            *self = Self { of: identity.sha256.clone(), ..Self::none() };
+        }
+        self.not_before.is_none_or(|instant| now >= instant)
+    }
+
+    /// Notes one; returns how long to wait until the next: what was asked for, else `draw` (0 to 1) of the back-off.
+    fn made(&mut self, identity: &Identity, asked: Option<Duration>, now: SystemTime, draw: f64) -> Duration {
+        let left = identity.not_after.duration_since(now).unwrap_or_default();
+        // Never wait longer than a tenth of what is left: short-lived certificates have less patience. After the end there
+        // is nothing to hurry for.
+        let limit = if left.is_zero() { schedule::RETRY_CAP } else { left / 10 };
+        let usual = self.backoff.next(draw).min(limit).max(SHORTEST_TICK);
+        let wait = asked.unwrap_or(usual);
+        self.not_before = Some(now + wait);
+        wait
     }
 }
 
@@ -62,13 +101,8 @@ async fn renew(context: &Context, session: &Session) -> Result<Identity, Error> 
     Ok(identity)
 }
 
-/// Puts a new identity to use, or says why there is none. Returns before when not to try again.
-fn report(
-    context: &Context,
-    session: &Session,
-    renewed: Result<Identity, Error>,
-    backoff: &mut Backoff,
-) -> Option<SystemTime> {
+/// Puts a new identity to use, or says why there is none.
+fn report(context: &Context, session: &Session, renewed: Result<Identity, Error>, attempts: &mut Attempts) {
     let renewals = &context.board.metrics.renewals;
     match renewed {
         Ok(identity) => {
@@ -79,17 +113,13 @@ fn report(
                 "the certificate was renewed"
             );
             context.board.standing_error(None);
-            backoff.reset();
+            attempts.made(&session.identity, None, clock::now(), fastrand::f64());
             context.assume(identity);
-            None
         }
         Err(error) => {
             renewals.with_label_values(&["failed"]).inc();
-            let asked = if let Error::Platform(failure) = &error { failure.retry_after() } else { None };
-            let lifetime_left = session.identity.not_after.duration_since(clock::now()).unwrap_or_default();
-            // Never wait longer than a tenth of what is left: short-lived certificates have less patience.
-            let wait =
-                asked.unwrap_or_else(|| backoff.next(fastrand::f64()).min(lifetime_left / 10).max(SHORTEST_TICK));
+            let asked = if let Error::Platform(failure) = &error { failure.asked_wait(fastrand::f64()) } else { None };
+            let wait = attempts.made(&session.identity, asked, clock::now(), fastrand::f64());
             let text = format!(
                 "the certificate, valid until {}, cannot be renewed: {}",
                 clock::rfc3339(session.identity.not_after),
@@ -97,7 +127,63 @@ fn report(
             );
             tracing::warn!(error = %text, wait_ms = wait.as_millis(), "trying again");
             context.board.standing_error(Some(text));
-            Some(clock::now() + wait)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Material;
+    use crate::secret::Secret;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn until(seconds: u64, sha256: &str) -> Identity {
+        let secret = || Secret::new(String::new());
+        Identity {
+            material: Material { certificate_pem: secret(), private_key_pem: secret(), ca_pem: String::new() },
+            name: "edge".into(),
+            sha256: sha256.into(),
+            not_before: at(0),
+            not_after: at(seconds),
+        }
+    }
+
+    /// The waits of `count` attempts, each made as soon as it may be.
+    fn waits(attempts: &mut Attempts, identity: &Identity, mut now: SystemTime, count: usize) -> Vec<u64> {
+        let mut waits = Vec::new();
+        for _ in 0..count {
+            assert!(attempts.may(identity, now));
+            let wait = attempts.made(identity, None, now, 1.0);
+            assert!(!attempts.may(identity, now + wait - Duration::from_millis(1)));
+            now += wait;
+            waits.push(wait.as_secs());
+        }
+        waits
+    }
+
+    #[test]
+    fn attempts_at_one_certificate_grow_rarer_whether_they_failed_or_were_taken_back() {
+        let (mut attempts, year) = (Attempts::none(), until(31_536_000, "old"));
+        assert_eq!(waits(&mut attempts, &year, at(16_000_000), 9), [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]);
+        assert_eq!(waits(&mut attempts, &until(31_536_000, "new"), at(16_000_000), 1), [30], "another starts over");
+    }
+
+    #[test]
+    fn a_certificate_that_ends_soon_is_renewed_with_less_patience_and_an_ended_one_with_more() {
+        let mut attempts = Attempts::none();
+        assert_eq!(waits(&mut attempts, &until(200, "short"), at(100), 3), [10, 9, 8]);
+        assert_eq!(waits(&mut attempts, &until(100, "ended"), at(101), 3), [30, 60, 120]);
+    }
+
+    #[test]
+    fn the_wait_that_the_platform_asks_for_wins() {
+        let (mut attempts, asked) = (Attempts::none(), Duration::from_secs(45));
+        assert!(attempts.may(&until(200, "short"), at(100)));
+        assert_eq!(attempts.made(&until(200, "short"), Some(asked), at(100), 0.0), asked);
+        assert!(!attempts.may(&until(200, "short"), at(144)) && attempts.may(&until(200, "short"), at(145)));
     }
 }

@@ -52,7 +52,7 @@ impl Retry {
         }
         let has_previous = context.store.has_previous();
         match reaction::react(failure, &session.identity, has_previous, clock::now()) {
-            Reaction::Retry { after } => self.soon(context, failure, after),
+            Reaction::Retry => self.soon(context, failure),
             Reaction::Patience(sentence) => self.patiently(context, sentence),
             Reaction::Revert => self.revert(context, failure),
             Reaction::Expired => {
@@ -63,10 +63,9 @@ impl Retry {
         }
     }
 
-    fn soon(&mut self, context: &Context, failure: &Failure, after: Option<Duration>) -> Duration {
-        // A fleet that was told to come back in 30 s should not come back in one instant.
-        let asked = after.map(|wait| wait + wait.mul_f64(fastrand::f64() / 10.0));
-        let wait = asked.unwrap_or_else(|| self.usual.next(fastrand::f64())).max(SHORTEST);
+    fn soon(&mut self, context: &Context, failure: &Failure) -> Duration {
+        let wait =
+            failure.asked_wait(fastrand::f64()).unwrap_or_else(|| self.usual.next(fastrand::f64())).max(SHORTEST);
         tracing::warn!(error = %failure, wait_ms = wait.as_millis(), "trying again");
         context.board.fails(self.way, Some(failure.to_string()));
         wait
@@ -85,6 +84,11 @@ impl Retry {
         match context.store.revert() {
             Ok(Some(identity)) => {
                 tracing::warn!(error = %failure, certificate = %identity.sha256, "the renewed certificate is refused, going back to the one before");
+                context.board.standing_error(Some(format!(
+                    "the renewed certificate was refused, the one before is in use again until {}; renewing is tried \
+                     again ({failure})",
+                    clock::rfc3339(identity.not_after)
+                )));
                 context.assume(identity);
                 Duration::ZERO
             }

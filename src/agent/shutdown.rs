@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::Context;
+use super::{Context, Error};
 use crate::http;
+use crate::identity::Identity;
 use crate::identity::instance::Instance;
 use crate::platform::Failure;
 use crate::service::notify;
@@ -22,6 +23,9 @@ use crate::service::notify;
 pub(super) const TASK_LIMIT: Duration = Duration::from_secs(5);
 /// How long the platform may take for each of the two calls.
 const CALL_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the answer to a join may take that was under way when the agent was asked to end.
+const JOIN_LIMIT: Duration = Duration::from_secs(20);
 
 /// The signals that end the agent.
 pub(super) struct Signals {
@@ -39,6 +43,28 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => tracing::info!("SIGTERM: shutting down"),
             _ = self.interrupt.recv() => tracing::info!("SIGINT: shutting down"),
+        }
+    }
+}
+
+/// Ends an agent that has not joined yet. The platform registers a name once, so the answer to a join that is under way is
+/// waited for and stored: the next start needs it.
+pub(super) async fn after_joining(
+    registered: impl Future<Output = Result<Option<Identity>, Error>>,
+    signals: &mut Signals,
+) -> Result<(), Error> {
+    notify::stopping();
+    tokio::select! {
+        outcome = tokio::time::timeout(JOIN_LIMIT, registered) => match outcome {
+            Ok(outcome) => outcome.map(drop),
+            Err(_) => {
+                tracing::error!("the platform did not answer the join within 20 s; it may have registered the name");
+                Ok(())
+            }
+        },
+        () = signals.next() => {
+            tracing::error!("a second signal: the join under way is given up; the platform may have registered the name");
+            Ok(())
         }
     }
 }

@@ -29,7 +29,7 @@ pub(super) fn exit_of(error: &agent::Error) -> Exit {
 
 pub(super) const fn exit_of_identity(error: &identity::Error) -> Exit {
     match error {
-        identity::Error::Disk { .. } => Exit::Disk,
+        identity::Error::Disk { .. } | identity::Error::NotPermitted { .. } => Exit::Disk,
         identity::Error::Damaged { .. } => Exit::Config,
         identity::Error::Unusable(_) | identity::Error::InUse { .. } => Exit::Failed,
     }
@@ -44,6 +44,11 @@ pub(super) async fn join(call: &Call, options: arguments::Join) -> Result {
     become_owner(&config.data_dir)?;
     let store = Store::new(&config.data_dir);
     let failed = |error: identity::Error| Failed::new(exit_of_identity(&error), &error);
+    if let (Ok(Some(identity)), false) = (store.peek(), options.force) {
+        // Before the lock: a running agent is the usual reason for being joined.
+        output::line(registration::already_joined(&identity));
+        return Ok(Exit::Done);
+    }
     store.prepare().map_err(failed)?;
     let _lock = store.lock().map_err(failed)?;
     match (store.load(), options.force) {
@@ -55,10 +60,7 @@ pub(super) async fn join(call: &Call, options: arguments::Join) -> Result {
         (Ok(None), _) | (_, true) => {}
     }
     let token = token(options.token, options.token_file.as_deref())?.or_else(|| config.join_token.clone());
-    let token = token.ok_or_else(|| Failed {
-        exit: Exit::Config,
-        message: "no join token: give --token-file FILE, or set BAMF_JOIN_TOKEN or join_token".into(),
-    })?;
+    let token = token.ok_or_else(|| Failed::new(Exit::Config, &registration::no_token(&config, &store)))?;
     let client = Client::new(&config.network, &config.platform_url, &call.build.version.to_string())
         .map_err(|error| Failed::new(Exit::Config, &error))?;
     let identity = registration::join_now(&config, &store, &client, &token)

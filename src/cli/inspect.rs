@@ -6,7 +6,7 @@ use nix::unistd::{AccessFlags, access};
 
 use super::{Call, Failed, Result, output};
 use crate::clock;
-use crate::config::{Config, Loaded};
+use crate::config::Loaded;
 use crate::exit::Exit;
 use crate::http;
 use crate::identity::{Identity, Store};
@@ -40,7 +40,7 @@ pub(super) fn show(call: &Call, json: bool) -> Result {
 pub(super) fn selftest(call: &Call) -> Result {
     let loaded = call.load()?;
     warn(&loaded);
-    let found = findings(&loaded.config, &call.build.version.to_string());
+    let found = findings(&loaded, &call.build.version.to_string());
     for good in &found.good {
         output::line(format!("ok: {good}"));
     }
@@ -57,17 +57,22 @@ struct Findings {
     problems: Vec<String>,
 }
 
-fn findings(config: &Config, version: &str) -> Findings {
+fn findings(loaded: &Loaded, version: &str) -> Findings {
+    let config = &loaded.config;
     let mut found = Findings::default();
     found.good.push("the configuration is valid".into());
     match Store::new(&config.data_dir).peek() {
         Ok(Some(identity)) => judge(&identity, &mut found),
-        Ok(None) if config.join_token.is_some() => {
-            found.good.push(format!("not joined yet: will join as {} with the configured token", config.agent_name));
-        }
-        Ok(None) => found
-            .problems
-            .push(format!("{} holds no certificate and no join token is configured", config.data_dir.display())),
+        Ok(None) => match loaded.check_join_token(false) {
+            Ok(_) => {
+                found
+                    .good
+                    .push(format!("not joined yet: will join as {} with the configured token", config.agent_name));
+            }
+            Err(problem) => {
+                found.problems.push(format!("{} holds no certificate. {problem}", config.data_dir.display()));
+            }
+        },
         Err(error) => found.problems.push(http::chain(&error)),
     }
     let writable = |path: &Path| access(path, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();

@@ -4,18 +4,27 @@ use std::path::Path;
 
 use super::{Call, Failed, Result, arguments, output};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::control::{self, Status, status::Certificate};
 use crate::exit::Exit;
-use crate::identity::{Store, instance::Instance};
+use crate::identity::{self, Store, instance::Instance};
 use crate::update;
 
 pub(super) async fn status(call: &Call, options: &arguments::Status) -> Result {
-    let config = call.load()?.config;
-    let mut status = match control::client::status(&config.runtime_dir).await {
+    // A configuration that was broken after the start is no reason not to ask the agent that runs with the one before.
+    let loaded = config::load(&call.overrides, &call.environment);
+    let runtime_dir = match &loaded {
+        Ok(loaded) => &loaded.config.runtime_dir,
+        Err(invalid) => {
+            output::note(format!("the configuration has become invalid, the next start will fail:\n{invalid}"));
+            &invalid.runtime_dir
+        }
+    };
+    let mut status = match control::client::status(runtime_dir).await {
         Ok(status) => status,
         Err(error @ control::client::Error::NotRunning { .. }) => {
-            let mut status = from_disk(&config, &call.build.version.to_string())?;
+            let loaded = loaded.map_err(|_| Failed { exit: Exit::Config, message: error.to_string() })?;
+            let mut status = from_disk(&loaded.config, &call.build.version.to_string())?;
             status.api.last_error = Some(error.to_string());
             status
         }
@@ -34,7 +43,12 @@ pub(super) async fn status(call: &Call, options: &arguments::Status) -> Result {
 
 fn from_disk(config: &Config, version: &str) -> Result<Status> {
     let store = Store::new(&config.data_dir);
-    let identity = store.peek().map_err(|error| Failed::new(super::identity::exit_of_identity(&error), &error))?;
+    let identity = store.peek().map_err(|error| {
+        // A person asks here, who can become root.
+        let foreign = matches!(error, identity::Error::NotPermitted { .. });
+        let exit = if foreign { Exit::NotPermitted } else { super::identity::exit_of_identity(&error) };
+        Failed::new(exit, &error)
+    })?;
     let instance = Instance::read(&config.data_dir);
     let mut status = Status {
         version: version.to_owned(),

@@ -9,8 +9,8 @@
 mod resources;
 mod update;
 
+use core::net::{Ipv4Addr, SocketAddr};
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -45,10 +45,12 @@ pub(super) fn validate(root: Option<&Node>, overrides: &Overrides, reader: &mut 
     let allow_insecure_http = reader.parsed(&keys::ALLOW_INSECURE_HTTP, top, truth).unwrap_or(false);
     let (reconnect_base_delay, reconnect_max_delay) = reconnect_delays(reader);
     let (agent_name, agent_name_is_configured) = agent_name(reader, top);
+    let join_token = reader.parsed(&keys::JOIN_TOKEN, top, |text| Some(Secret::new(text.text.clone())));
     Config {
         file: None,
         platform_url: platform_url(reader, top, allow_insecure_http),
-        join_token: reader.parsed(&keys::JOIN_TOKEN, top, |text| Some(Secret::new(text.text.clone()))),
+        join_token,
+        join_token_unset: reader.join_token_unset.as_ref().map(|(name, _)| name.clone()),
         agent_name,
         agent_name_is_configured,
         data_dir: data_dir(reader, top),

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use self::choose::{Choice, Slot};
-use self::files::{CERTIFICATE, KEY, NAMES};
+use self::files::NAMES;
 use super::inspect::{self, Flaw};
 use super::{Identity, Material};
 use crate::durable::{self, Context};
@@ -34,6 +34,18 @@ pub enum Error {
     /// The disk said no.
     #[error("the identity in {} cannot be stored or read", directory.display())]
     Disk {
+        /// The data directory.
+        directory: PathBuf,
+        /// What failed.
+        source: durable::Error,
+    },
+    /// The files belong to somebody else, as after a change of the service's user.
+    #[error(
+        "this user may not use the identity in {} (the owner of the directory and its files should be the user that the \
+         agent runs as)",
+        directory.display()
+    )]
+    NotPermitted {
         /// The data directory.
         directory: PathBuf,
         /// What failed.
@@ -112,12 +124,22 @@ impl Store {
     /// [`Error::InUse`], or [`Error::Disk`].
     pub fn lock(&self) -> Result<Lock, Error> {
         let path = self.directory.join(LOCK);
-        let opened = File::options().create(true).append(true).open(&path).on("open", &path);
-        let file = self.disk(opened)?;
+        let file = self.disk(self.open_lock(&path))?;
         match file.try_lock() {
             Ok(()) => Ok(Lock { _file: file }),
             Err(TryLockError::WouldBlock) => Err(Error::InUse { directory: self.directory.clone() }),
             Err(TryLockError::Error(error)) => self.disk(Err(durable::Error::new("lock", path, error))),
+        }
+    }
+
+    /// On a full or read-only disk what is there is locked: an agent that can read its identity can run.
+    fn open_lock(&self, path: &Path) -> durable::Result<File> {
+        let created = File::options().create(true).append(true).open(path).on("open", path);
+        match created {
+            Err(error) if error.is_full() || error.is_not_writable() => {
+                File::open(path).or_else(|_| File::open(&self.directory)).map_err(|_| error)
+            }
+            other => other,
         }
     }
 
@@ -226,6 +248,7 @@ impl Store {
         Ok(match self.disk(files::read(directory))? {
             files::Read::Nothing => Slot::Absent,
             files::Read::Partial(missing) => Slot::Flawed(Flaw::Missing { file: missing }),
+            files::Read::NotAFile(file) => Slot::Flawed(Flaw::Malformed { file, expected: "a file" }),
             files::Read::Whole(material) => match inspect::inspect(material) {
                 Ok(identity) => Slot::Sound(Box::new(identity)),
                 Err(flaw) => Slot::Flawed(flaw),
@@ -255,10 +278,11 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps the present set aside. An older one that was proven stays instead: the present one was never used.
+    /// Keeps the present set aside. An older one that was proven stays instead: the present one was never used. One that
+    /// is damaged is not worth keeping, and must not be what fails a forced join after the platform has registered it.
     fn keep_present(&self) -> durable::Result<()> {
         let kept = self.directory.join(PREVIOUS);
-        if kept.exists() || !self.directory.join(CERTIFICATE).exists() || !self.directory.join(KEY).exists() {
+        if kept.exists() || !matches!(self.slot(&self.directory), Ok(Slot::Sound(_))) {
             return Ok(());
         }
         let staging = self.directory.join(PREVIOUS_STAGING);
@@ -272,7 +296,14 @@ impl Store {
     }
 
     fn disk<T>(&self, result: durable::Result<T>) -> Result<T, Error> {
-        result.map_err(|source| Error::Disk { directory: self.directory.clone(), source })
+        result.map_err(|source| {
+            let directory = self.directory.clone();
+            if source.kind() == std::io::ErrorKind::PermissionDenied {
+                Error::NotPermitted { directory, source }
+            } else {
+                Error::Disk { directory, source }
+            }
+        })
     }
 }
 

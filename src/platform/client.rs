@@ -223,7 +223,7 @@ async fn answer<T: DeserializeOwned>(call: &'static str, request: RequestBuilder
 }
 
 async fn send(call: &'static str, request: RequestBuilder) -> Result<Response, Failure> {
-    let response = request.send().await.map_err(|error| Failure::unreachable(call, &error.without_url()))?;
+    let response = request.send().await.map_err(|error| Failure::without_answer(call, &error.without_url()))?;
     if response.status().is_success() {
         return Ok(response);
     }
@@ -240,7 +240,7 @@ async fn read(call: &'static str, mut response: Response, limit: usize) -> Resul
         match response.chunk().await {
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
             Ok(None) => break,
-            Err(error) => return Err(Failure::unreachable(call, &error.without_url())),
+            Err(error) => return Err(Failure::without_answer(call, &error.without_url())),
         }
     }
     Ok(body)

@@ -86,7 +86,7 @@ impl EventStream {
             let chunk = tokio::time::timeout(self.silence_limit, self.response.chunk())
                 .await
                 .map_err(|_| Failure::unexpected("event stream", "no sign of life for 75 s"))?
-                .map_err(|error| Failure::unreachable("event stream", &error.without_url()))?;
+                .map_err(|error| Failure::without_answer("event stream", &error.without_url()))?;
             let Some(chunk) = chunk else { return Ok(None) };
             let mut items = Vec::new();
             self.decoder
@@ -154,6 +154,37 @@ mod tests {
     #[test]
     fn an_unknown_tunnel_command_is_not_taken_for_a_dial() {
         assert!(matches!(read("tunnel_request", r#"{"command":"shrink"}"#), Command::Unusable(_)));
+    }
+
+    /// A server that sends one event and then nothing, until the returned end is dropped.
+    fn silent_server() -> (String, std::sync::mpsc::Sender<()>) {
+        use std::io::{Read as _, Write as _};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}/", listener.local_addr().unwrap());
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        std::thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+            assert!(connection.read(&mut [0; 4096]).unwrap() > 0);
+            connection.write_all(format!("{head}event: heartbeat\ndata: {{}}\n\n").as_bytes()).unwrap();
+            held.recv().unwrap_err();
+        });
+        (address, hold)
+    }
+
+    #[tokio::test]
+    async fn a_stream_without_a_sign_of_life_is_given_up_after_its_limit_and_not_before() {
+        let (address, hold) = silent_server();
+        let client = crate::http::client(&Default::default(), crate::http::Purpose::Events, "1.2.0").unwrap();
+        let mut stream = EventStream::new(client.get(address).send().await.unwrap());
+        assert_eq!(stream.next().await, Ok(Some(Command::Alive)));
+        // From here on nothing comes, so the clock may run as fast as it likes.
+        tokio::time::pause();
+        let begun = tokio::time::Instant::now();
+        let failure = stream.next().await.unwrap_err();
+        assert_eq!(failure.detail, "no sign of life for 75 s");
+        assert!((SILENCE_LIMIT..SILENCE_LIMIT * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        drop(hold);
     }
 
     #[test]

@@ -13,23 +13,25 @@ const DETAIL_CHARACTERS: usize = 300;
 /// The meaning of a failed call (protocol 3.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// No answer: name, network, TLS or time.
+    /// No connection: name, network or TLS. The request was certainly not carried out.
     Unreachable,
-    /// 401: the token or the certificate is not accepted.
+    /// The request was sent and no whole answer came: it may or may not have been carried out.
+    Unanswered,
+    /// 401 in the platform's words: the token or the certificate is not accepted.
     Unauthorized,
-    /// 403: the certificate is another agent's.
+    /// 403 in the platform's words: the certificate is another agent's.
     Forbidden,
-    /// 404: the platform does not know this agent.
+    /// 404 in the platform's words: the platform does not know this agent.
     NotFound,
-    /// 409: the name is taken.
+    /// 409 in the platform's words: the name is taken.
     Conflict,
-    /// 422 or another 4xx: the platform does not understand the request.
+    /// 422 or another 4xx in the platform's words: the platform does not understand the request.
     Invalid,
-    /// 429, with the wait that was asked for.
-    RateLimited(Option<Duration>),
+    /// 429, of the platform or of what stands before it.
+    RateLimited,
     /// 5xx.
     Server,
-    /// An answer that is none: HTML from a proxy, a wrong shape, a redirect.
+    /// An answer that is none: HTML from a proxy or an ingress whatever its status, a wrong shape, a redirect.
     Unexpected,
 }
 
@@ -43,65 +45,82 @@ pub struct Failure {
     pub kind: Kind,
     /// What came back, made printable; never more than a line.
     pub detail: String,
+    /// How long the platform asked to wait (429 and 503), capped.
+    pub retry_after: Option<Duration>,
 }
 
 impl Failure {
-    /// No answer came.
+    /// No answer came, or none that the HTTP library lets pass.
     #[must_use]
-    pub fn unreachable(call: &'static str, error: &reqwest::Error) -> Self {
-        Self { call, kind: Kind::Unreachable, detail: crate::http::chain(error) }
+    pub fn without_answer(call: &'static str, error: &reqwest::Error) -> Self {
+        let kind = match error {
+            _ if error.is_redirect() => Kind::Unexpected,
+            _ if error.is_connect() => Kind::Unreachable,
+            _ => Kind::Unanswered,
+        };
+        let detail = match crate::http::chain(error) {
+            // The TLS library's sentence is about protocol purity and ends in an address of its manual.
+            text if text.contains("close_notify") => "the connection was cut in the middle of the answer".to_owned(),
+            text => text,
+        };
+        Self { call, kind, detail, retry_after: None }
     }
 
     /// An answer came that is not what the call answers.
     #[must_use]
     pub fn unexpected(call: &'static str, detail: impl Into<String>) -> Self {
-        Self { call, kind: Kind::Unexpected, detail: detail.into() }
+        Self { call, kind: Kind::Unexpected, detail: detail.into(), retry_after: None }
     }
 
     /// An answer with another status than success.
+    ///
+    /// A refusal counts as the platform's only if it speaks like the platform (protocol 3.4: JSON with a `detail`). A page
+    /// of an ingress that is being rolled out says 404 too, and nobody should be told to register anew because of it.
     #[must_use]
     pub fn status(call: &'static str, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
+        let detail = detail(body);
         let kind = match status.as_u16() {
+            429 => Kind::RateLimited,
+            400..=499 if detail.is_none() => Kind::Unexpected,
             401 => Kind::Unauthorized,
             403 => Kind::Forbidden,
             404 => Kind::NotFound,
             409 => Kind::Conflict,
-            429 => Kind::RateLimited(retry_after(headers, crate::clock::now())),
             400..=499 => Kind::Invalid,
             500..=599 => Kind::Server,
             _ => Kind::Unexpected,
         };
-        Self { call, kind, detail: format!("{} {}", status.as_u16(), explanation(body)) }
+        let explanation = printable(&detail.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned()));
+        let asked = matches!(status.as_u16(), 429 | 503).then(|| retry_after(headers, crate::clock::now())).flatten();
+        Self { call, kind, detail: format!("{} {explanation}", status.as_u16()), retry_after: asked }
     }
 
-    /// How long the platform asked to wait, if it did.
+    /// The wait that was asked for, a little longer by `draw` (0 to 1): a fleet that was told to come back in 30 s should
+    /// not come back in one instant.
     #[must_use]
-    pub const fn retry_after(&self) -> Option<Duration> {
-        match self.kind {
-            Kind::RateLimited(wait) => wait,
-            Kind::Unreachable
-            | Kind::Unauthorized
-            | Kind::Forbidden
-            | Kind::NotFound
-            | Kind::Conflict
-            | Kind::Invalid
-            | Kind::Server
-            | Kind::Unexpected => None,
-        }
+    pub fn asked_wait(&self, draw: f64) -> Option<Duration> {
+        self.retry_after.map(|wait| wait + wait.mul_f64(draw / 10.0))
+    }
+
+    /// True where the platform cannot have carried out the request.
+    #[must_use]
+    pub const fn is_certainly_void(&self) -> bool {
+        matches!(self.kind, Kind::Unreachable | Kind::RateLimited)
     }
 
     /// True where only time helps: the same request may well work later.
     #[must_use]
     pub const fn is_transient(&self) -> bool {
-        matches!(self.kind, Kind::Unreachable | Kind::RateLimited(_) | Kind::Server | Kind::Unexpected)
+        matches!(self.kind, Kind::Unreachable | Kind::Unanswered | Kind::RateLimited | Kind::Server | Kind::Unexpected)
     }
 
     const fn verb(&self) -> &'static str {
         match self.kind {
             Kind::Unreachable => "cannot be reached",
+            Kind::Unanswered => "was not answered",
             Kind::Unauthorized | Kind::Forbidden | Kind::Conflict | Kind::Invalid => "was refused",
             Kind::NotFound => "found no such agent",
-            Kind::RateLimited(_) => "was put off by the rate limit",
+            Kind::RateLimited => "was put off by the rate limit",
             Kind::Server => "failed on the platform's side",
             Kind::Unexpected => "was answered by something else",
         }
@@ -121,17 +140,11 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     Some(wait.min(RETRY_AFTER_CAP)).filter(|wait| !wait.is_zero())
 }
 
-/// The `detail` of a JSON error (a text, or for 422 a list), else the first words of whatever came.
-fn explanation(body: &[u8]) -> String {
-    let text = match serde_json::from_slice::<serde_json::Value>(body) {
-        Ok(serde_json::Value::Object(mut object)) => match object.remove("detail") {
-            Some(serde_json::Value::String(detail)) => detail,
-            Some(other) => other.to_string(),
-            None => String::from_utf8_lossy(body).into_owned(),
-        },
-        _ => String::from_utf8_lossy(body).into_owned(),
-    };
-    printable(&text)
+/// The `detail` of the platform's JSON errors: a text, or for 422 a list.
+fn detail(body: &[u8]) -> Option<String> {
+    let Ok(serde_json::Value::Object(mut object)) = serde_json::from_slice(body) else { return None };
+    let detail = object.remove("detail")?;
+    Some(detail.as_str().map_or_else(|| detail.to_string(), str::to_owned))
 }
 
 /// One line without control characters, so that an answer can neither forge log lines nor colour a terminal.
@@ -159,14 +172,35 @@ mod tests {
             (409, Kind::Conflict),
             (422, Kind::Invalid),
             (400, Kind::Invalid),
-            (429, Kind::RateLimited(None)),
+            (429, Kind::RateLimited),
             (500, Kind::Server),
             (503, Kind::Server),
             (302, Kind::Unexpected),
         ];
         for (status, kind) in cases {
-            assert_eq!(failure(status, "{}").kind, kind, "{status}");
+            assert_eq!(failure(status, r#"{"detail":"no"}"#).kind, kind, "{status}");
         }
+    }
+
+    #[test]
+    fn a_refusal_that_does_not_speak_like_the_platform_is_somebody_elses() {
+        for status in [400, 401, 403, 404, 409, 422] {
+            for body in ["<html>404 page not found</html>", "", "{}", "[]", r#"{"message":"no Route matched"}"#] {
+                assert_eq!(failure(status, body).kind, Kind::Unexpected, "{status} {body}");
+            }
+        }
+        assert_eq!(failure(429, "<html>").kind, Kind::RateLimited, "an ingress limits as well");
+    }
+
+    #[test]
+    fn only_429_and_503_can_ask_for_a_wait() {
+        let headers = HeaderMap::from_iter([(RETRY_AFTER, "7".parse().unwrap())]);
+        for (status, wait) in [(429, Some(7)), (503, Some(7)), (500, None), (404, None)] {
+            let failure = Failure::status("join", StatusCode::from_u16(status).unwrap(), &headers, b"{}");
+            assert_eq!(failure.retry_after, wait.map(Duration::from_secs), "{status}");
+        }
+        let failure = Failure::status("join", StatusCode::TOO_MANY_REQUESTS, &headers, b"");
+        assert_eq!(failure.asked_wait(1.0), Some(Duration::from_millis(7700)), "never less than was asked for");
     }
 
     #[test]

@@ -26,11 +26,16 @@ pub(super) enum Read {
     Nothing,
     /// Some files; the named one is missing.
     Partial(&'static str),
+    /// A directory lies where the named file should; container engines make one where a mounted file is missing.
+    NotAFile(&'static str),
     /// All three.
     Whole(Material),
 }
 
 pub(super) fn read(directory: &Path) -> durable::Result<Read> {
+    if let Some(name) = NAMES.into_iter().find(|name| directory.join(name).is_dir()) {
+        return Ok(Read::NotAFile(name));
+    }
     let certificate = read_one(&directory.join(CERTIFICATE))?;
     let key = read_one(&directory.join(KEY))?;
     Ok(match (certificate, key) {
@@ -90,6 +95,10 @@ pub(super) fn move_into_place(from: &Path, to: &Path) -> durable::Result<()> {
     let name = to.file_name().unwrap_or_default().to_string_lossy();
     let link = to.with_file_name(format!(".{name}.new"));
     durable::remove_file(&link)?;
+    if to.is_dir() {
+        // Only an empty one goes; what somebody put into it is not ours to delete.
+        std::fs::remove_dir(to).on("remove the directory", to)?;
+    }
     // A link needs no space; where the file system has none, a copy does.
     if std::fs::hard_link(from, &link).is_err() {
         copy(from, &link)?;
