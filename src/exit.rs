@@ -164,8 +164,6 @@ reasons! {
     NotPermitted = "not_permitted" => NotPermitted;
     /// The configuration or the stored identity is invalid.
     ConfigInvalid = "config_invalid" => Config;
-    /// The service could not be restarted.
-    RestartFailed = "restart_failed" => Failed;
     /// Something that should not happen.
     Internal = "internal" => Failed;
 }

@@ -24,8 +24,10 @@ pub(super) async fn run(context: Context, installed: Version) {
         let wait = match found {
             Ok(ApiVersion::Reported { version, .. }) => {
                 context.board.api_version(Some(&version), &installed);
-                if version < installed && told.as_ref() != Some(&version) {
-                    tracing::warn!("{}", older_api(&version, &installed));
+                if let Some(advice) = version::ahead_of_api(&installed, &version)
+                    && told.as_ref() != Some(&version)
+                {
+                    tracing::warn!("{advice}");
                     told = Some(version);
                 }
                 INTERVAL
@@ -46,13 +48,4 @@ pub(super) async fn run(context: Context, installed: Version) {
             () = stop.cancelled() => return,
         }
     }
-}
-
-/// What to say when somebody rolled the API back below the agent.
-#[must_use]
-pub(crate) fn older_api(api: &Version, installed: &Version) -> String {
-    format!(
-        "the API reports version {api}, older than this agent's {installed}: an agent should not be newer than its API. \
-         `bamf-agent update --allow-downgrade` steps down"
-    )
 }

@@ -54,10 +54,12 @@ pub(super) enum Command {
     #[command(after_help = "Examples:\n  bamf-agent status\n  bamf-agent status --json | jq .api.connected")]
     Status(Status),
     /// Update to the newest release that is not newer than the API
-    #[command(after_help = "Examples:\n  sudo bamf-agent update\n  bamf-agent update --check\n  \
+    #[command(after_help = "Examples:\n  sudo bamf-agent update\n  sudo bamf-agent update --check\n  \
         sudo bamf-agent update --version 1.2.0 --dry-run\n  \
         sudo bamf-agent update --source /media/releases\n\n\
-        Upgrade order: API, then agents, then CLI. A version newer than the API is always refused.")]
+        Upgrade order: API, then agents, then CLI. A version newer than the API is always refused.\n\n\
+        Every form reads the configuration, which root and the group bamf may read: without sudo, `update --check`\n\
+        works for members of that group.")]
     Update(Box<Update>),
     /// Go back to the binary that was installed before, and do not go forward to this one again by itself
     #[command(after_help = "Example:\n  sudo bamf-agent rollback")]

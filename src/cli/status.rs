@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::{Call, Failed, Result, arguments, output};
-use crate::clock;
 use crate::config::{self, Config};
 use crate::control::{self, Status, status::Certificate};
 use crate::exit::Exit;
 use crate::identity::{self, Store, instance::Instance};
+use crate::platform::version::ahead_of_api;
 use crate::update;
 
 pub(super) async fn status(call: &Call, options: &arguments::Status) -> Result {
@@ -114,15 +114,12 @@ fn lines(status: &Status) -> Vec<String> {
 fn update_line(status: &Status) -> String {
     let update = &status.update;
     let state = update.state.as_deref().filter(|state| *state != "idle").map(|state| format!(", update is {state}"));
-    let next = match (&update.available, semver::Version::parse(&update.installed), &status.api.version) {
+    let api = status.api.version.as_deref().map(semver::Version::parse);
+    let next = match (&update.available, semver::Version::parse(&update.installed), api) {
         (Some(version), _, _) => format!(", {version} may be available: `sudo bamf-agent update`"),
-        (None, Ok(installed), Some(api)) => match semver::Version::parse(api) {
-            Ok(api) if installed > api => format!(
-                ", newer than the API's {api}: `sudo bamf-agent update --allow-downgrade` steps down (as of {})",
-                clock::rfc3339(clock::now())
-            ),
-            _ => String::new(),
-        },
+        (None, Ok(installed), Some(Ok(api))) => {
+            ahead_of_api(&installed, &api).map_or_else(String::new, |advice| format!("; {advice}"))
+        }
         _ => String::new(),
     };
     format!("{} installed{next}{}", update.installed, state.unwrap_or_default())

@@ -254,5 +254,17 @@ pub fn settle(found: ApiVersion, assumed: Option<&Version>) -> Settled {
     }
 }
 
+/// A sentence for `status`, `update --check` and the log where the installed agent is newer than the API, as after
+/// somebody rolled the API back (contract section 4, "Which version").
+#[must_use]
+pub fn ahead_of_api(installed: &Version, api: &Version) -> Option<String> {
+    installed.cmp_precedence(api).is_gt().then(|| {
+        format!(
+            "the installed agent {installed} is newer than the API, which runs {api}: \
+             `sudo bamf-agent update --allow-downgrade` steps down to the API's version"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests;

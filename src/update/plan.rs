@@ -13,6 +13,7 @@ use std::cmp::Ordering;
 use semver::Version;
 
 use crate::exit::Reason;
+use crate::platform::version::ahead_of_api;
 
 /// What the operator allowed on the command line.
 #[derive(Clone, Copy, Debug, Default)]
@@ -112,8 +113,10 @@ pub fn next(facts: &Facts) -> Step {
     if let Some(wanted) = facts.requested.as_ref().or(pin) {
         return Step::Done(judge(facts, api, wanted));
     }
-    if facts.installed.cmp_precedence(api).is_gt() && !facts.allow.downgrade {
-        return Step::Done(refuse(Reason::OlderThanInstalled, ahead(&facts.installed, api)));
+    if let Some(advice) = ahead_of_api(&facts.installed, api)
+        && !facts.allow.downgrade
+    {
+        return Step::Done(refuse(Reason::OlderThanInstalled, advice));
     }
     match newest(facts, api) {
         Newest::Found(version) => Step::Done(settle(facts, api, &version)),
@@ -126,12 +129,6 @@ pub fn next(facts: &Facts) -> Step {
         )),
         Newest::Ask(step) => step,
     }
-}
-
-/// A sentence for `status`, `update --check` and the log where the installed agent is newer than the API.
-#[must_use]
-pub fn ahead_of_api(installed: &Version, api: &Version) -> Option<String> {
-    installed.cmp_precedence(api).is_gt().then(|| ahead(installed, api))
 }
 
 enum Newest {
@@ -234,12 +231,6 @@ fn unknown_api() -> String {
 fn newer(wanted: &Version, api: &Version) -> String {
     format!(
         "{wanted} is newer than the API, which runs {api}: update the API first, then the agents, then the CLI (API → agents → CLI)"
-    )
-}
-
-fn ahead(installed: &Version, api: &Version) -> String {
-    format!(
-        "the installed agent {installed} is newer than the API, which runs {api}: `bamf-agent update --allow-downgrade` steps down to the API's version"
     )
 }
 

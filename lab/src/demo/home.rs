@@ -20,6 +20,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Says why there is no user manager to use.
 pub(super) fn available() -> Result<(), String> {
+    if nix::unistd::geteuid().is_root() {
+        return Err("the agent refuses `--user` as root".to_owned());
+    }
     let asked = Command::new("systemctl").args(["--user", "show", "--property=Version"]).output();
     match asked {
         Ok(output) if output.status.success() => runtime_dir().map(drop),

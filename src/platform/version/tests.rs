@@ -13,6 +13,10 @@ fn body(text: &str) -> Answer {
     Answer::Body(text.as_bytes().to_vec())
 }
 
+fn released(version: &str) -> Version {
+    version.parse().unwrap()
+}
+
 fn reported(version: &str, at: &'static str) -> Option<ApiVersion> {
     Some(ApiVersion::Reported { version: version.parse().unwrap(), at })
 }
@@ -128,4 +132,15 @@ fn an_api_that_cannot_be_reached_is_an_error_that_shows_no_password() {
     assert_eq!(error.reason(), Reason::ApiUnreachable);
     let text = http::chain(&error);
     assert!(text.contains("refused") && !text.contains("hunter2"), "{text}");
+}
+
+#[test]
+fn an_agent_ahead_of_its_api_is_told_the_command_that_steps_down() {
+    let advice = ahead_of_api(&released("1.3.0"), &released("1.2.0")).unwrap();
+    assert!(
+        advice.contains("1.3.0") && advice.contains("1.2.0") && advice.contains("update --allow-downgrade"),
+        "{advice}"
+    );
+    assert_eq!(ahead_of_api(&released("1.2.0"), &released("1.2.0")), None);
+    assert_eq!(ahead_of_api(&released("1.2.0-dev"), &released("1.2.0")), None);
 }

@@ -206,14 +206,3 @@ fn a_refusal_beyond_the_api_names_both_versions_and_the_order() {
         "{message}"
     );
 }
-
-#[test]
-fn an_agent_ahead_of_its_api_is_told_the_command_that_steps_down() {
-    let advice = ahead_of_api(&version("1.3.0"), &version("1.2.0")).unwrap();
-    assert!(
-        advice.contains("1.3.0") && advice.contains("1.2.0") && advice.contains("update --allow-downgrade"),
-        "{advice}"
-    );
-    assert_eq!(ahead_of_api(&version("1.2.0"), &version("1.2.0")), None);
-    assert_eq!(ahead_of_api(&version("1.2.0-dev"), &version("1.2.0")), None);
-}
