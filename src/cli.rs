@@ -96,15 +96,15 @@ async fn dispatch(arguments: Arguments, build: Build) -> Result {
     match command {
         Command::Run => run(&call).await,
         Command::Join(options) => identity::join(&call, options).await,
-        Command::Status(options) => status::status(&call, &options).await,
+        Command::Status(options) => or_json(options.json, status::status(&call, &options).await),
         Command::Update(options) => update::update(&call, *options).await,
         Command::Rollback(options) => update::rollback(&call, options).await,
-        Command::History(options) => update::history(&call, &options),
+        Command::History(options) => or_json(options.json, update::history(&call, &options)),
         Command::Pin { version, place } => update::pin(&call, version.as_deref(), &place).await,
         Command::Unpin { place } => update::unpin(&call, &place),
         Command::Verify(options) => update::verify(&call, &options),
         Command::Config(arguments::Config::Check) => inspect::check(&call),
-        Command::Config(arguments::Config::Show(options)) => inspect::show(&call, options.json),
+        Command::Config(arguments::Config::Show(options)) => or_json(options.json, inspect::show(&call, options.json)),
         Command::Selftest => inspect::selftest(&call),
         Command::Version(options) => {
             print_version(&call.build, options.json);
@@ -140,6 +140,17 @@ async fn run(call: &Call) -> Result {
     match agent::run(loaded.config, &warnings, &call.build).await {
         Ok(()) => Ok(Exit::Done),
         Err(error) => Err(Failed::new(identity::exit_of(&error), &error)),
+    }
+}
+
+/// With `--json` a failure is a document too: a script that reads standard output finds one there, however it ends.
+fn or_json(json: bool, result: Result) -> Result {
+    match result {
+        Err(Failed { exit, message }) if json => {
+            output::json(&serde_json::json!({"error": message, "exit_code": exit.code()}));
+            Ok(exit)
+        }
+        other => other,
     }
 }
 

@@ -6,7 +6,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use jiff::Timestamp;
+use jiff::civil::Weekday;
+use jiff::{Timestamp, Zoned};
 
 /// The wall clock.
 #[must_use]
@@ -26,6 +27,14 @@ pub fn boottime() -> Duration {
 pub fn rfc3339(time: SystemTime) -> String {
     Timestamp::try_from(time)
         .map_or_else(|_| "out of range".to_owned(), |stamp| stamp.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+}
+
+/// The day of the week and the minute of the day in the machine's time zone, which `update.window` goes by.
+#[must_use]
+pub fn local_moment() -> (Weekday, u16) {
+    let now = Zoned::now();
+    let minute = i32::from(now.hour()) * 60 + i32::from(now.minute());
+    (now.weekday(), u16::try_from(minute).expect("a day has 1440 minutes"))
 }
 
 #[cfg(test)]

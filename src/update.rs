@@ -32,10 +32,12 @@ pub mod state_dir;
 pub mod swap;
 pub mod trial;
 pub mod trust;
+pub mod unattended;
 mod watch;
 
 use std::ffi::OsString;
 
+use jiff::civil::Weekday;
 use semver::Version;
 
 use self::apply::{Drive, End, disk_failed, swap_failed};
@@ -45,6 +47,7 @@ use self::journal::{Action, Binary, Journal, ServiceBefore, Step, Transaction};
 use self::lock::Lock;
 pub use self::notes::{View, pin, records, unpin, view};
 pub use self::outcome::{Ending, Failure, Outcome};
+use self::ownership::Refusal;
 use self::plan::{Direction, Plan};
 use self::site::Site;
 use self::source::Source;
@@ -85,6 +88,8 @@ pub struct Request {
     pub dry_run: bool,
     /// Leave the restart to the operator.
     pub no_restart: bool,
+    /// No person asks: the local day and minute of the day, to which `update.window` is held.
+    pub unattended: Option<(Weekday, u16)>,
     /// Where releases come from, instead of the configured place.
     pub source: Option<String>,
     /// Who asks, for the history.
@@ -135,6 +140,9 @@ impl<'u> Updater<'u> {
     }
 
     async fn try_update(&mut self, request: &Request, outcome: &mut Outcome) -> Result<(Ending, Exit, String), Stop> {
+        if let Some(message) = request.unattended.and_then(|now| unattended::stays_back(&self.config.update, now)) {
+            return Ok((Ending::UpToDate, Exit::Done, message));
+        }
         let source_text = request.source.clone().unwrap_or_else(|| self.config.update.source.clone());
         let paths = self.site.paths()?;
         let installed = site::version_of(&paths.installed, self.build).await;
@@ -143,7 +151,8 @@ impl<'u> Updater<'u> {
             let standing = notes::peek(&self.site.place.state_dir);
             let source = self.open_source(&source_text, outcome)?;
             let plan = self.choose(request, installed.as_ref(), standing, &source, outcome).await?;
-            return Ok(checked(plan, outcome)?);
+            let refusal = self.check_ownership(&paths).await.err();
+            return Ok(checked(plan, refusal.as_ref(), outcome)?);
         }
         // Contract section 4: lock → …
         let work = self.begin(paths).await?;
@@ -219,14 +228,14 @@ impl<'u> Updater<'u> {
         Ok(Drive::new(self, &work.state, &work.paths, outcome).run().await?)
     }
 
-    /// Permission, ownership, state directory and lock, in this order.
+    /// Ownership, permission, state directory and lock, in this order: who is told to become root should not find out
+    /// then that a package manager owns the file.
     async fn begin(&mut self, paths: Paths) -> Result<Work, Failure> {
+        self.check_ownership(&paths).await.map_err(|refusal| Failure::new(refusal.reason(), &refusal))?;
         if self.site.place.manager == Manager::System && !nix::unistd::geteuid().is_root() {
             let message = format!("replacing {} needs root: run the command with sudo", paths.installed.display());
             return Err(Failure::because(Reason::NotPermitted, message));
         }
-        let facts = ownership::probe::Probe::default().gather(&paths.installed, self.config.kubernetes).await;
-        ownership::decide(&facts).map_err(|refusal| Failure::new(refusal.reason(), &refusal))?;
         let state = StateDir::open(&self.site.place.state_dir).map_err(fetch::no_room)?;
         let lock = Lock::acquire(state.path()).map_err(|error| match &error {
             lock::Error::Held { .. } => Failure::new(Reason::Locked, &error),
@@ -234,6 +243,11 @@ impl<'u> Updater<'u> {
         })?;
         let installed = site::version_of(&paths.installed, self.build).await;
         Ok(Work { state, _lock: lock, paths, installed })
+    }
+
+    async fn check_ownership(&self, paths: &Paths) -> Result<(), Refusal> {
+        let facts = ownership::probe::Probe::default().gather(&paths.installed, self.config.kubernetes).await;
+        ownership::decide(&facts)
     }
 
     /// Finishes what an earlier update left, if anything. An end that speaks for itself is the whole outcome.
@@ -414,17 +428,22 @@ impl From<Failure> for Stop {
     }
 }
 
-/// What `--check` says of a plan.
-fn checked(plan: Plan, outcome: &mut Outcome) -> Result<(Ending, Exit, String), Failure> {
+/// What `--check` says of a plan, and of a machine that cannot carry it out by itself.
+fn checked(plan: Plan, refusal: Option<&Refusal>, outcome: &mut Outcome) -> Result<(Ending, Exit, String), Failure> {
     match plan {
         Plan::UpToDate { message } => Ok((Ending::UpToDate, Exit::Done, message)),
         Plan::Refuse(refusal) => Err(Failure::because(refusal.reason, refusal.message)),
         Plan::Update { version, direction } => {
             outcome.to = Some(version.to_string());
-            let message = match direction {
-                Direction::Up => format!("{version} is available: `sudo bamf-agent update` installs it"),
+            let what = match direction {
+                Direction::Up => format!("{version} is available"),
                 Direction::Down => format!("{version} is what the API asks for: stepping down is possible"),
                 Direction::Again => format!("{version} would be installed again"),
+            };
+            let message = match refusal.filter(|refusal| refusal.reason().exit() == Exit::NotSelfUpdatable) {
+                Some(refusal) => format!("{what}, but the agent does not update itself here: {refusal}"),
+                None if direction == Direction::Up => format!("{what}: `sudo bamf-agent update` installs it"),
+                None => what,
             };
             Ok((Ending::Available, Exit::Available, message))
         }

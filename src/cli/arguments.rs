@@ -109,8 +109,8 @@ pub(super) struct Place {
     /// The agent is a unit of the caller's own service manager (`systemctl --user`); needs no root
     #[arg(long)]
     pub(super) user: bool,
-    /// The agent's unit
-    #[arg(long, value_name = "NAME", default_value = UNIT)]
+    /// The agent's unit, with or without `.service`
+    #[arg(long, value_name = "NAME", default_value = UNIT, value_parser = unit_name)]
     pub(super) unit: String,
 }
 
@@ -218,6 +218,18 @@ pub(super) enum Config {
     Show(Json),
 }
 
+/// The full name of a service unit: whoever leaves `.service` out means the same unit, and so the same installation.
+fn unit_name(text: &str) -> Result<String, String> {
+    let stem = text.strip_suffix(".service").unwrap_or(text);
+    // systemd.unit(5): "ASCII letters, digits, ":", "-", "_", ".", and "\"", at most 255 characters with the suffix.
+    let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, ':' | '-' | '_' | '.' | '\\' | '@');
+    let name = format!("{stem}.service");
+    if stem.is_empty() || name.len() > 255 || !stem.chars().all(valid) {
+        return Err("a unit's name has letters, digits and `:-_.\\@` only, such as bamf-agent.service".to_owned());
+    }
+    Ok(name)
+}
+
 /// Parses; the Go agent's single-dash spellings are understood (protocol 2.1).
 pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, clap::Error> {
     Arguments::try_parse_from(arguments.into_iter().map(double_dash))
@@ -262,6 +274,30 @@ mod tests {
             let arguments = parsed(line);
             assert!(matches!(arguments.command, Some(Command::Status(Status { json: true, .. }))), "{line}");
             assert_eq!(arguments.runtime_dir, Some(PathBuf::from("/r")));
+        }
+    }
+
+    #[test]
+    fn a_unit_is_the_same_with_and_without_its_suffix_and_what_is_no_name_is_a_usage_error() {
+        let unit = |name: &str| {
+            let line = ["bamf-agent", "history", "--unit", name].map(OsString::from);
+            parse(line).map(|parsed| match parsed.command {
+                Some(Command::History(history)) => history.place.unit,
+                other => panic!("{other:?}"),
+            })
+        };
+        for (name, full) in [
+            ("bamf-agent", UNIT),
+            (UNIT, UNIT),
+            ("bamf-agent@two", "bamf-agent@two.service"),
+            ("edge.two", "edge.two.service"),
+            ("..", "...service"),
+        ] {
+            assert_eq!(unit(name).unwrap(), full, "{name}");
+        }
+        let long = "x".repeat(248);
+        for name in ["", ".service", "a/b", "../etc", "a b", "a\nb", "a\u{1b}[2J", "Über", long.as_str()] {
+            assert_eq!(unit(name).unwrap_err().exit_code(), 2, "{name:?}");
         }
     }
 

@@ -11,6 +11,7 @@ use crate::platform::version::ahead_of_api;
 use crate::update;
 
 pub(super) async fn status(call: &Call, options: &arguments::Status) -> Result {
+    super::update::check_place(&options.place)?;
     // A configuration that was broken after the start is no reason not to ask the agent that runs with the one before.
     let loaded = config::load(&call.overrides, &call.environment);
     let runtime_dir = match &loaded {

@@ -8,16 +8,17 @@ use semver::Version;
 
 use super::output::Progress;
 use super::{Call, Failed, Result, arguments, output};
+use crate::clock;
 use crate::config::Config;
 use crate::exit::{Exit, Reason};
 use crate::update::plan::Allow;
 use crate::update::site::{Place, Site};
 use crate::update::trust::{self, Expected, TrustedKeys};
-use crate::update::{self, Event, Failure, Outcome, Request, Updater, Wish};
+use crate::update::{self, Ending, Event, Failure, Outcome, Request, Updater, Wish};
 
 pub(super) async fn update(call: &Call, options: arguments::Update) -> Result {
     let json = options.json;
-    let outcome = match request(&options) {
+    let outcome = match check_place(&options.place).and_then(|()| request(&options)) {
         Ok(request) => match prepare(call, &options.place).await {
             Ok((config, site)) => {
                 let mut teller = Teller::new(json);
@@ -28,12 +29,15 @@ pub(super) async fn update(call: &Call, options: arguments::Update) -> Result {
             }
             Err(failure) => Outcome::new(None).failed(failure),
         },
-        Err(failed) => return Err(failed),
+        Err(failed) => return misused(failed, json),
     };
     Ok(report(&outcome, json))
 }
 
 pub(super) async fn rollback(call: &Call, options: arguments::Rollback) -> Result {
+    if let Err(failed) = check_place(&options.place) {
+        return misused(failed, options.json);
+    }
     let outcome = match prepare(call, &options.place).await {
         Ok((config, site)) => {
             let mut teller = Teller::new(options.json);
@@ -46,6 +50,7 @@ pub(super) async fn rollback(call: &Call, options: arguments::Rollback) -> Resul
 }
 
 pub(super) fn history(call: &Call, options: &arguments::History) -> Result {
+    check_place(&options.place)?;
     let records = update::records(&state_dir(call, &options.place)).map_err(failed)?;
     if options.json {
         output::json(&records);
@@ -67,6 +72,7 @@ pub(super) fn history(call: &Call, options: &arguments::History) -> Result {
 }
 
 pub(super) async fn pin(call: &Call, version: Option<&str>, place: &arguments::Place) -> Result {
+    check_place(place)?;
     let version = match version {
         Some(text) => parse_version(text)?,
         None => {
@@ -78,13 +84,14 @@ pub(super) async fn pin(call: &Call, version: Option<&str>, place: &arguments::P
             })?
         }
     };
-    update::pin(&state_dir(call, place), &version, &asker()).map_err(failed)?;
+    update::pin(&self::place(call, place), &version, &asker()).map_err(failed)?;
     output::line(format!("pinned to {version}; `bamf-agent unpin` follows the API again"));
     Ok(Exit::Done)
 }
 
 pub(super) fn unpin(call: &Call, place: &arguments::Place) -> Result {
-    match update::unpin(&state_dir(call, place)).map_err(failed)? {
+    check_place(place)?;
+    match update::unpin(&self::place(call, place)).map_err(failed)? {
         Some(version) => output::line(format!("no longer pinned to {version}")),
         None => output::line("nothing was pinned"),
     }
@@ -128,13 +135,28 @@ async fn prepare(call: &Call, place: &arguments::Place) -> std::result::Result<(
     Ok((loaded.config, site))
 }
 
+/// Root's own service manager is never the one that runs the agent; `sudo` before a command for one's own is a slip.
+///
+/// # Errors
+/// `--user` as root: a usage error.
+pub(super) fn check_place(wanted: &arguments::Place) -> Result<()> {
+    if wanted.user && Uid::effective().is_root() {
+        let message = "--user means a unit of your own service manager: run the command as the user whose agent it is, \
+                       without sudo, or leave --user out for the system's unit";
+        return Err(Failed { exit: Exit::Usage, message: message.into() });
+    }
+    Ok(())
+}
+
 /// Which installation the command line means.
 fn place(call: &Call, wanted: &arguments::Place) -> Place {
     if !wanted.user {
         return Place::system(&wanted.unit);
     }
     let home = || PathBuf::from(call.environment.get("HOME").unwrap_or("/"));
-    let state_home = call.environment.get("XDG_STATE_HOME").map_or_else(|| home().join(".local/state"), PathBuf::from);
+    // XDG base directory specification: a path that is relative "should be considered invalid and ignored".
+    let configured = call.environment.get("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let state_home = configured.unwrap_or_else(|| home().join(".local/state"));
     Place::user(&wanted.unit, &state_home)
 }
 
@@ -158,6 +180,7 @@ fn request(options: &arguments::Update) -> Result<Request> {
         check: options.check,
         dry_run: options.dry_run,
         no_restart: options.no_restart,
+        unattended: options.unattended.then(clock::local_moment),
         source: options.source.clone(),
         by: asker(),
     })
@@ -202,6 +225,15 @@ fn read_small(path: &Path, cap: usize) -> Result<Option<Vec<u8>>> {
 
 fn failed(failure: Failure) -> Failed {
     Failed { exit: failure.reason.exit(), message: failure.message }
+}
+
+/// A command line whose values make no sense: with `--json` that is an outcome like any other.
+fn misused(failed: Failed, json: bool) -> Result {
+    if !json {
+        return Err(failed);
+    }
+    let outcome = Outcome::new(None).ended(Ending::Refused, failed.exit, failed.message);
+    Ok(report(&outcome, json))
 }
 
 /// Says how it ended: JSON or a sentence on standard output, what went wrong on standard error.

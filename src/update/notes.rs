@@ -8,10 +8,12 @@ use super::choose::Standing;
 use super::history::{History, Record};
 use super::journal::{Journal, Pin, Step};
 use super::outcome::Failure;
+use super::site::Place;
 use super::state_dir::StateDir;
 use super::{apply, fetch};
 use crate::clock;
 use crate::exit::Reason;
+use crate::service::bus::Manager;
 
 /// What `status` shows of the updater.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,9 +27,9 @@ pub struct View {
 /// Stays on `version`, until [`unpin`].
 ///
 /// # Errors
-/// Not root, or the disk.
-pub fn pin(directory: &Path, version: &Version, by: &str) -> Result<(), Failure> {
-    let state = open(directory)?;
+/// Not the owner of the installation, or the disk.
+pub fn pin(place: &Place, version: &Version, by: &str) -> Result<(), Failure> {
+    let state = open(place)?;
     let pin = Pin { version: version.to_string(), at: clock::rfc3339(clock::now()), by: by.to_owned() };
     Journal::change(&state.journal(), |journal| journal.pin = Some(pin)).map(drop).map_err(apply::disk_failed)
 }
@@ -35,9 +37,9 @@ pub fn pin(directory: &Path, version: &Version, by: &str) -> Result<(), Failure>
 /// Follows the API's version again; returns what was pinned.
 ///
 /// # Errors
-/// Not root, or the disk.
-pub fn unpin(directory: &Path) -> Result<Option<String>, Failure> {
-    let state = open(directory)?;
+/// Not the owner of the installation, or the disk.
+pub fn unpin(place: &Place) -> Result<Option<String>, Failure> {
+    let state = open(place)?;
     let mut was = None;
     Journal::change(&state.journal(), |journal| was = journal.pin.take().map(|pin| pin.version))
         .map_err(apply::disk_failed)?;
@@ -78,10 +80,10 @@ pub(super) fn peek(directory: &Path) -> Standing {
     }
 }
 
-fn open(directory: &Path) -> Result<StateDir, Failure> {
-    StateDir::open(directory).map_err(|error| {
+fn open(place: &Place) -> Result<StateDir, Failure> {
+    StateDir::open(&place.state_dir).map_err(|error| {
         let failure = fetch::no_room(error);
-        if nix::unistd::geteuid().is_root() {
+        if place.manager == Manager::User || nix::unistd::geteuid().is_root() {
             return failure;
         }
         Failure::because(
