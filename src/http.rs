@@ -104,8 +104,21 @@ pub fn tls_config(network: &NetworkConfig) -> Result<ClientConfig, Error> {
 /// # Errors
 /// See [`tls_config`], and [`Error::Proxy`].
 pub fn client(network: &NetworkConfig, purpose: Purpose, version: &str) -> Result<Client, Error> {
+    client_over(tls_config(network)?, network, purpose, version)
+}
+
+/// The same over a configuration that was made already: reading the trust roots is a good part of the agent's start.
+///
+/// # Errors
+/// See [`Error::Proxy`].
+pub fn client_over(
+    tls: ClientConfig,
+    network: &NetworkConfig,
+    purpose: Purpose,
+    version: &str,
+) -> Result<Client, Error> {
     let builder = Client::builder()
-        .tls_backend_preconfigured(tls_config(network)?)
+        .tls_backend_preconfigured(tls)
         .user_agent(format!("bamf-agent/{version}"))
         .connect_timeout(CONNECT_TIMEOUT)
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)

@@ -328,15 +328,11 @@ impl<'u> Updater<'u> {
         })
     }
 
-    /// The live service's environment where it runs, else the least that a program needs.
+    /// What the unit gives the service, and the least that every program needs.
     fn trial_environment(&self) -> Vec<(OsString, OsString)> {
-        let live = self.site.environment();
-        let pairs = if live.is_empty() {
-            vec![("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin".to_owned())]
-        } else {
-            live
-        };
-        pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
+        let path = ("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin".to_owned());
+        let pairs = std::iter::once(path).chain(self.site.environment());
+        pairs.map(|(name, value)| (name.into(), value.into())).collect()
     }
 
     /// Writes down what is about to happen; returns the hash of the installed file.

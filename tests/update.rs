@@ -87,3 +87,28 @@ fn a_broken_version_is_rolled_back_and_the_old_one_runs_on() {
     }
     assert_eq!(site.plane.joins().len(), 1);
 }
+
+#[test]
+fn the_updater_lives_by_the_configuration_that_the_unit_names() {
+    if or_skip("the_updater_lives_by_the_configuration_that_the_unit_names") {
+        return;
+    }
+    let site = site("1.1.0");
+    site.publish(&site.release("1.1.0")).unwrap();
+    let machine = &site.machine;
+    machine.check(["mv", "/etc/bamf/agent.yaml", "/etc/bamf/elsewhere.yaml"]).unwrap();
+    let drop_in = "[Service]\nEnvironment=BAMF_ZONE=internal\nEnvironmentFile=/etc/bamf/agent.env\nExecStart=\n\
+        ExecStart=/usr/local/bin/bamf-agent run --config /etc/bamf/elsewhere.yaml\n";
+    machine.check(["mkdir", "-p", "/etc/systemd/system/bamf-agent.service.d"]).unwrap();
+    machine.write("/etc/systemd/system/bamf-agent.service.d/place.conf", drop_in, 0o644, "root").unwrap();
+    machine.write("/etc/bamf/agent.env", "BAMF_LABELS=\"site=ams\"\n", 0o600, "root").unwrap();
+    machine.check(["systemctl", "daemon-reload"]).unwrap();
+    machine.check(["systemctl", "restart", UNIT]).unwrap();
+    let ended = site.agent(&["update", "--check", "--json"]);
+    assert_eq!((ended.code, &ended.json["outcome"]), (10, &"available".into()), "{ended:?}");
+
+    machine.check(["chown", "bamf", "/etc/bamf/elsewhere.yaml"]).unwrap();
+    let ended = site.agent(&["update", "--json"]);
+    assert_eq!((ended.code, &ended.json["reason"]), (78, &"config_invalid".into()), "{ended:?}");
+    assert!(ended.json["message"].as_str().unwrap().contains("elsewhere.yaml"), "{ended:?}");
+}

@@ -111,6 +111,17 @@ impl Board {
         Arc::clone(&self.changed).notified_owned()
     }
 
+    /// Waits until the agent is connected, or is not.
+    pub(crate) async fn connection(&self, wanted: bool) {
+        loop {
+            let changed = self.changed();
+            if self.connected() == wanted {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     pub(crate) fn identify(&self, identity: &Identity, instance: &Instance) {
         self.update(|state| {
             identity.name.clone_into(&mut state.status.agent_name);

@@ -1,4 +1,6 @@
 //! Keeps an eye on the API's version: the agent must not be newer (contract section 4).
+//!
+//! Asked once the agent is connected, again whenever it has been disconnected (an upgraded API restarts), and every hour.
 
 use std::time::Duration;
 
@@ -17,8 +19,12 @@ pub(super) async fn run(context: Context, installed: Version) {
     let stop = context.tasks.stop_token();
     let mut told = None;
     loop {
+        let connected = async {
+            context.board.connection(true).await;
+            version::discover(context.client.http(), context.client.base()).await
+        };
         let found = tokio::select! {
-            found = version::discover(context.client.http(), context.client.base()) => found,
+            found = connected => found,
             () = stop.cancelled() => return,
         };
         let wait = match found {
@@ -45,6 +51,7 @@ pub(super) async fn run(context: Context, installed: Version) {
         let wait = wait.mul_f64(fastrand::f64().mul_add(0.1, 0.95));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
+            () = context.board.connection(false) => {}
             () = stop.cancelled() => return,
         }
     }

@@ -1,5 +1,6 @@
 //! `update`, `rollback`, `history`, `pin`, `unpin` and `verify`: options in, one outcome out.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ use crate::config::Config;
 use crate::exit::{Exit, Reason};
 use crate::update::plan::Allow;
 use crate::update::site::{Place, Site};
+use crate::update::state_dir::check_file;
 use crate::update::trust::{self, Expected, TrustedKeys};
 use crate::update::{self, Ending, Event, Failure, Outcome, Request, Updater, Wish};
 
@@ -129,6 +131,10 @@ async fn prepare(call: &Call, place: &arguments::Place) -> std::result::Result<(
     let site = Site::find(self::place(call, place)).await;
     let loaded = call.as_service(&site).load();
     let loaded = loaded.map_err(|failed| Failure::because(Reason::ConfigInvalid, failed.message))?;
+    // It names the keys that are trusted, so it must be nobody else's to write.
+    if let Some(file) = &loaded.config.file {
+        check_file(file).map_err(|error| Failure::new(Reason::ConfigInvalid, &error))?;
+    }
     for warning in &loaded.warnings {
         tracing::debug!("{warning}");
     }
@@ -285,11 +291,12 @@ impl Teller {
 }
 
 impl Call {
-    /// The same call with what the running service was started with, where the command line says nothing else.
+    /// The same call with what the unit gives the service, where the command line says nothing else.
     fn as_service(&self, site: &Site) -> Self {
         let mut overrides = self.overrides.clone();
         let mut environment = self.environment.clone();
-        if let Some(live) = site.arguments().and_then(|line| arguments::parse(line).ok()) {
+        let line = site.arguments().iter().map(OsString::from);
+        if let Ok(live) = arguments::parse(line) {
             overrides.config = overrides.config.or(live.config);
             overrides.runtime_dir = overrides.runtime_dir.or(live.runtime_dir);
         }

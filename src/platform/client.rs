@@ -63,9 +63,10 @@ impl Client {
     /// # Errors
     /// The trust roots or the proxy cannot be used.
     pub fn new(network: &NetworkConfig, base: &Url, version: &str) -> Result<Self, http::Error> {
+        let tls = http::tls_config(network)?;
         Ok(Self {
-            calls: http::client(network, Purpose::Platform, version)?,
-            streams: http::client(network, Purpose::Events, version)?,
+            calls: http::client_over(tls.clone(), network, Purpose::Platform, version)?,
+            streams: http::client_over(tls, network, Purpose::Events, version)?,
             base: base.clone(),
         })
     }

@@ -23,7 +23,7 @@ use zbus::{
 
 use super::job::{Error, Verb};
 use super::systemctl::Systemctl;
-use super::unit::{PROPERTIES, Unit};
+use super::unit::{ARGUMENTS, PROPERTIES, SEPARATOR, Unit};
 
 const NAME: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
@@ -189,6 +189,7 @@ async fn properties(connection: &Connection, name: &str) -> Result<Unit, Error> 
             let reply = call(connection, path.as_str(), PROPERTIES_INTERFACE, "GetAll", &interface).await?;
             let all: HashMap<String, OwnedVariant> = reply.body().deserialize()?;
             texts.extend(PROPERTIES.iter().filter_map(|name| Some(((*name).to_owned(), text(all.get(*name)?)))));
+            texts.extend(all.get("ExecStart").map(|commands| (ARGUMENTS.to_owned(), arguments(commands))));
         }
         Ok(Unit::from_properties(&texts))
     };
@@ -208,7 +209,23 @@ where
     connection.call_method(Some(NAME), path, Some(interface), method, body).await
 }
 
-/// A property as the text that `systemctl show` would print; of `ExecStart` (a list of structures) the first program.
+/// The command line of the first `ExecStart=`: `a(sasbttttuii)` has it second.
+fn arguments(commands: &Variant<'_>) -> String {
+    if let Variant::Array(commands) = commands
+        && let Some(Variant::Structure(command)) = commands.first()
+        && let Some(Variant::Array(words)) = command.fields().get(1)
+    {
+        return joined(words.iter().map(text));
+    }
+    String::new()
+}
+
+fn joined(entries: impl Iterator<Item = String>) -> String {
+    entries.collect::<Vec<_>>().join(&SEPARATOR.to_string())
+}
+
+/// A property as a text. Of a list of structures (`ExecStart`, `EnvironmentFiles`) the first field of each counts, and of
+/// `ExecStart` only the first command.
 fn text(value: &Variant<'_>) -> String {
     if let Variant::Str(text) = value {
         return text.to_string();
@@ -216,11 +233,11 @@ fn text(value: &Variant<'_>) -> String {
     if let Variant::U32(number) = value {
         return number.to_string();
     }
-    if let Variant::Array(commands) = value
-        && let Some(Variant::Structure(command)) = commands.first()
-        && let Some(Variant::Str(program)) = command.fields().first()
-    {
-        return program.to_string();
+    if let Variant::Structure(fields) = value {
+        return fields.fields().first().map(text).unwrap_or_default();
+    }
+    if let Variant::Array(entries) = value {
+        return joined(entries.iter().map(text));
     }
     String::new()
 }

@@ -4,16 +4,10 @@
 //! and `current_exe()` of the updater itself is wrong in the same way. Following that link with stat(2) leads to the very
 //! inode that is executed, deleted or not.
 
-use std::ffi::OsString;
-use std::io::Read;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::durable::{self, Context};
-
-/// Linux allows a process 2 MiB of arguments and environment by default (execve(2)).
-const MAX_STRINGS_BYTES: u64 = 4 * 1024 * 1024;
 
 /// The identity of a file: device and inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,37 +61,6 @@ pub fn runs(pid: u32, path: &Path) -> durable::Result<bool> {
 pub fn start_ticks(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     parse_start_ticks(&stat)
-}
-
-/// The environment that process `pid` was started with, as far as it is UTF-8; empty where it may not be read.
-#[must_use]
-pub fn environment(pid: u32) -> Vec<(String, String)> {
-    let entries = strings(&format!("/proc/{pid}/environ")).unwrap_or_default();
-    entries
-        .into_iter()
-        .filter_map(|entry| entry.into_string().ok())
-        .filter_map(|entry| entry.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())))
-        .collect()
-}
-
-/// The command line of process `pid`; `None` where there is none to read.
-#[must_use]
-pub fn arguments(pid: u32) -> Option<Vec<OsString>> {
-    strings(&format!("/proc/{pid}/cmdline")).filter(|arguments| !arguments.is_empty())
-}
-
-/// Strings that end in a zero byte each (proc_pid_environ(5), proc_pid_cmdline(5)).
-fn strings(path: &str) -> Option<Vec<OsString>> {
-    let mut bytes = Vec::new();
-    std::fs::File::open(path).ok()?.take(MAX_STRINGS_BYTES).read_to_end(&mut bytes).ok()?;
-    let bytes = bytes.strip_suffix(&[0]).unwrap_or(&bytes);
-    Some(
-        bytes
-            .split(|byte| *byte == 0)
-            .filter(|part| !part.is_empty())
-            .map(|part| OsString::from_vec(part.to_vec()))
-            .collect(),
-    )
 }
 
 /// The boot that this is, for deadlines that must not be compared across boots.

@@ -17,6 +17,8 @@ pub const PROPERTIES: &[&str] = &[
     "Result",
     "User",
     "ExecStart",
+    "Environment",
+    "EnvironmentFiles",
     "Type",
 ];
 
@@ -43,7 +45,18 @@ pub struct Unit {
     pub user: String,
     /// `Type=`, e.g. `notify`.
     pub kind: String,
+    /// The whole command line of the first `ExecStart=`; empty where only `systemctl` could be asked.
+    pub arguments: Vec<String>,
+    /// `Environment=`, as `NAME=value`; empty where only `systemctl` could be asked.
+    pub environment: Vec<String>,
+    /// The files of `EnvironmentFile=`; empty where only `systemctl` could be asked.
+    pub environment_files: Vec<PathBuf>,
 }
+
+/// Stands for the command line among the properties; D-Bus has it inside `ExecStart`.
+pub(super) const ARGUMENTS: &str = "ExecStart.argv";
+/// Separates what D-Bus has as a list; systemd accepts it neither in an argument nor in a path of a unit file.
+pub(super) const SEPARATOR: char = '\u{1e}';
 
 /// `ActiveState`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -114,10 +127,13 @@ impl Unit {
             main_pid: text("MainPID").parse().ok().filter(|pid| *pid != 0),
             restarts: text("NRestarts").parse().unwrap_or(0),
             result: text("Result"),
-            program: path("ExecStart"),
+            program: list(&text("ExecStart")).next().map(PathBuf::from),
             fragment: path("FragmentPath"),
             user: text("User"),
             kind: text("Type"),
+            arguments: list(&text(ARGUMENTS)).collect(),
+            environment: list(&text("Environment")).collect(),
+            environment_files: list(&text("EnvironmentFiles")).map(PathBuf::from).collect(),
         }
     }
 
@@ -126,11 +142,18 @@ impl Unit {
     pub fn from_show(output: &str) -> Self {
         let mut properties: BTreeMap<String, String> =
             output.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        // Lists are printed quoted and escaped for people; what cannot be read back is not guessed.
+        properties.remove("Environment");
+        properties.remove("EnvironmentFiles");
         if let Some(start) = properties.get_mut("ExecStart") {
             *start = program_of(start).unwrap_or_default();
         }
         Self::from_properties(&properties)
     }
+}
+
+fn list(text: &str) -> impl Iterator<Item = String> {
+    text.split(SEPARATOR).filter(|entry| !entry.is_empty()).map(str::to_owned)
 }
 
 /// The program in `{ path=/usr/bin/x ; argv[]=… }`. systemd refuses `;` as an argument of its own unescaped, so " ; " ends it.
@@ -161,6 +184,7 @@ mod tests {
             fragment: Some("/etc/systemd/system/bamf-agent.service".into()),
             user: "bamf".into(),
             kind: "notify".into(),
+            ..Unit::default()
         };
         assert_eq!(unit, expected);
     }

@@ -1,10 +1,10 @@
 //! What is installed here, as which unit, and what the running service looks like from outside.
 //!
 //! The unit says where the binary lies, not the path of the program that happens to be the updater: after a swap
-//! `current_exe()` is wrong, and an operator may run a copy. The service's own command line and environment say with
-//! which configuration it lives, so that the staged binary is tried with the same.
+//! `current_exe()` is wrong, and an operator may run a copy. The unit also says with which configuration the service
+//! lives. It is asked of the manager, which has it from files that belong to root, and never of the running process:
+//! whoever takes over the service could otherwise choose the keys that root trusts.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,13 +13,14 @@ use semver::Version;
 use tokio::process::Command;
 
 use super::outcome::Failure;
+use super::state_dir;
 use super::swap::Paths;
 use super::trial::{User, parse_version_line};
 use crate::config::Config;
 use crate::control::{self, Status};
 use crate::exit::Reason;
 use crate::service::bus::{Manager, Services};
-use crate::service::process::{self, FileId};
+use crate::service::process::FileId;
 use crate::service::unit::Unit;
 use crate::telemetry::Build;
 
@@ -66,18 +67,8 @@ fn beside(usual: PathBuf, unit: &str) -> PathBuf {
 
 /// A program that prints its version takes milliseconds.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
-/// Set by the service manager for one process and wrong for every other.
-const NOT_INHERITED: [&str; 9] = [
-    "NOTIFY_SOCKET",
-    "LISTEN_PID",
-    "LISTEN_FDS",
-    "LISTEN_FDNAMES",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-    "INVOCATION_ID",
-    "JOURNAL_STREAM",
-    "MAINPID",
-];
+/// More than any environment file holds.
+const MAX_ENVIRONMENT_BYTES: u64 = 1024 * 1024;
 
 /// One installation.
 #[derive(Debug)]
@@ -114,23 +105,25 @@ impl Site {
         self.unit.as_ref()
     }
 
-    /// The unit's main process, if it runs.
-    #[must_use]
-    pub fn main_pid(&self) -> Option<u32> {
-        self.unit.as_ref().and_then(|unit| unit.main_pid)
-    }
-
-    /// The environment of the running service, without what belongs to that process alone. Only root may read it.
+    /// The variables that the unit gives the service: `Environment=`, then its files, which win (systemd.exec(5)).
     #[must_use]
     pub fn environment(&self) -> Vec<(String, String)> {
-        let pairs = self.main_pid().map(process::environment).unwrap_or_default();
-        pairs.into_iter().filter(|(name, _)| !NOT_INHERITED.contains(&name.as_str())).collect()
+        let Some(unit) = &self.unit else { return Vec::new() };
+        let written = unit.environment.iter().filter_map(|entry| entry.split_once('='));
+        let mut pairs: Vec<_> = written.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        for path in &unit.environment_files {
+            for pair in environment_file(path) {
+                pairs.retain(|(name, _)| *name != pair.0);
+                pairs.push(pair);
+            }
+        }
+        pairs
     }
 
-    /// The command line of the running service.
+    /// The service's command line as the unit has it.
     #[must_use]
-    pub fn arguments(&self) -> Option<Vec<OsString>> {
-        self.main_pid().and_then(process::arguments)
+    pub fn arguments(&self) -> &[String] {
+        self.unit.as_ref().map(|unit| unit.arguments.as_slice()).unwrap_or_default()
     }
 
     /// The names around the installed binary, checked to be safe from other users.
@@ -188,4 +181,18 @@ pub(super) async fn ask(config: &Config) -> Option<Status> {
             None
         }
     }
+}
+
+/// The variables of one file; a missing one is no error, and one that others could write counts as missing.
+fn environment_file(path: &Path) -> Vec<(String, String)> {
+    use std::io::Read;
+    if let Err(error) = state_dir::check_file(path) {
+        if path.exists() {
+            tracing::warn!(error = %crate::http::chain(&error), "an environment file is not used");
+        }
+        return Vec::new();
+    }
+    let mut text = String::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(MAX_ENVIRONMENT_BYTES).read_to_string(&mut text));
+    read.map(|_| crate::service::environment::parse(&text)).unwrap_or_default()
 }

@@ -137,6 +137,22 @@ pub fn check_parents(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Checks that the regular file at `path` and every directory above it belong to root or the caller, and that nobody else
+/// can write them: what root goes by must be root's.
+///
+/// # Errors
+/// The first thing that is not safe.
+pub fn check_file(path: &Path) -> Result<(), Error> {
+    let real = path.canonicalize().on("resolve", path)?;
+    check_parents(&real)?;
+    let about = real.symlink_metadata().on("look at", &real)?;
+    check_owner(&real, &about)?;
+    if writable_by_others(&about) {
+        return Err(Error::Writable { path: real, mode: about.mode() & 0o7777 });
+    }
+    Ok(())
+}
+
 /// Checks that the file systems have room: `needs` lists a directory and the bytes that will be written there.
 ///
 /// Needs on one file system add up, and [`RESERVE_BYTES`] stays free on each.
