@@ -147,6 +147,15 @@ pub struct UpdateConfig {
     pub github_token: Option<Secret>,
 }
 
+/// Whom to trust: the two keys of the `update:` section that checking downloaded files takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trust {
+    /// See [`UpdateConfig::trusted_keys`].
+    pub trusted_keys: Vec<String>,
+    /// See [`UpdateConfig::required_signatures`].
+    pub required_signatures: usize,
+}
+
 /// One configured target (protocol 2.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
@@ -250,6 +259,20 @@ pub fn load(overrides: &Overrides, environment: &Environment) -> Result<Loaded, 
     let mut report = Report::default();
     let document = source::find(overrides, environment, &mut report);
     understand(document.as_ref(), overrides, environment, report)
+}
+
+/// Whom to trust, also where no agent is configured: nothing is required, and what is wrong elsewhere does not matter.
+///
+/// # Errors
+/// The configuration cannot be read, or what it says of trust makes no sense.
+pub fn load_trust(overrides: &Overrides, environment: &Environment) -> Result<Trust, Vec<Problem>> {
+    let mut report = Report::default();
+    let document = source::find(overrides, environment, &mut report);
+    let root = document.as_ref().and_then(|document| raw::parse(&document.path, &document.text, &mut report));
+    let mut reader = Reader::new(environment, document.map(|document| document.path), report);
+    let trust = validate::trust(root.as_ref(), &mut reader);
+    let problems = reader.report.problems;
+    if problems.is_empty() { Ok(trust) } else { Err(problems) }
 }
 
 /// [`load`] for a file that was read already, or for none.

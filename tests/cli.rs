@@ -6,6 +6,7 @@ use std::os::unix::fs::chown;
 
 use bamf_lab::agent::{Finished, Home, write};
 use bamf_lab::plane::{ControlPlane, Options};
+use bamf_lab::release::{Release, SigningKey};
 use serde_json::Value;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_bamf-agent");
@@ -23,6 +24,7 @@ fn json(finished: &Finished) -> Value {
 }
 
 /// Lets every process of `home` be another user's who owns it; false where the test cannot do that.
+#[expect(clippy::print_stdout, reason = "a test that is skipped says so")]
 fn become_nobody(home: &mut Home) -> bool {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: becoming another user needs root");
@@ -153,4 +155,56 @@ fn a_check_says_that_there_is_an_update_and_that_this_machine_cannot_install_it(
     let finished = home.run(&check);
     assert_eq!(finished.code, 10, "{finished:?}");
     assert!(finished.stdout.contains("1.2.0 is available") && finished.stdout.contains("helm upgrade"), "{finished:?}");
+}
+
+/// A signed release in `home`; its checksums.txt.
+fn release(home: &Home, key: &SigningKey) -> String {
+    let directory = home.path("releases");
+    std::fs::create_dir_all(&directory).unwrap();
+    let release = Release::new("v1.2.0").binary("amd64", b"\x7fELF, more or less".to_vec()).signed_by(key);
+    release.write(&directory).unwrap().join("checksums.txt").display().to_string()
+}
+
+#[test]
+fn files_are_verified_on_a_machine_that_has_no_agent_and_no_configuration() {
+    let home = Home::new(BINARY);
+    let key = SigningKey::generate();
+    let checksums = release(&home, &key);
+    let binary = checksums.replace("checksums.txt", "bamf-agent-linux-amd64");
+    let verify = |keys: Option<&str>| -> Finished {
+        let mut command = std::process::Command::new(BINARY);
+        command.args(["verify", "--checksums", &checksums, "--tag", "v1.2.0", &binary]);
+        command.env_clear().current_dir(home.path(""));
+        command.envs(keys.map(|keys| ("BAMF_UPDATE_TRUSTED_KEYS", keys)));
+        Finished::from(command.output().unwrap())
+    };
+    let finished = verify(Some(&key.public_key()));
+    assert_eq!(finished.code, 0, "{finished:?}");
+    assert!(finished.stdout.contains("authentic, of release v1.2.0"), "{finished:?}");
+    assert_eq!(verify(Some(&SigningKey::generate().public_key())).code, 21, "signed by somebody else");
+    verify(Some("nonsense")).expect(78, &["BAMF_UPDATE_TRUSTED_KEYS", "update.trusted_keys"]);
+    // A build trusts its own keys, or none: not this one.
+    let finished = verify(None);
+    assert!(matches!(finished.code, 21 | 78), "{finished:?}");
+    assert!(!finished.stderr.contains("platform_url"), "{finished:?}");
+}
+
+#[test]
+fn only_what_says_whom_to_trust_keeps_a_configuration_from_being_used_for_verifying() {
+    let home = Home::new(BINARY);
+    let key = SigningKey::generate();
+    let checksums = release(&home, &key);
+    let binary = checksums.replace("checksums.txt", "bamf-agent-linux-amd64");
+    let verify = || home.run(&["verify", "--checksums", &checksums, &binary]);
+    let trust = format!("trusted_keys: [\"{}\"]", key.public_key());
+    home.configure(&format!("agent_name: Not Valid\nzone: [x]\nupdate:\n  window: whenever\n  {trust}\n"));
+    assert_eq!(verify().code, 0, "{:?}", verify());
+    home.configure(&format!("update:\n  required_signatures: 2\n  {trust}\n"));
+    verify().expect(78, &["update.required_signatures"]);
+    home.configure(&format!("update:\n  {trust}\n  {trust}\n"));
+    verify().expect(78, &["trusted_keys", "a second time"]);
+    home.configure("update:\n  trusted_keys: [\"${KEY}\"]\n");
+    verify().expect(78, &["KEY is not set"]);
+    home.configure("update: [\n");
+    verify().expect(78, &["agent.yaml"]);
 }

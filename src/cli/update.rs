@@ -10,7 +10,7 @@ use semver::Version;
 use super::output::Progress;
 use super::{Call, Failed, Result, arguments, output};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::exit::{Exit, Reason};
 use crate::update::plan::Allow;
 use crate::update::site::{Place, Site};
@@ -101,9 +101,12 @@ pub(super) fn unpin(call: &Call, place: &arguments::Place) -> Result {
 }
 
 pub(super) fn verify(call: &Call, options: &arguments::Verify) -> Result {
-    let config = call.load()?.config;
+    let configured = config::load_trust(&call.overrides, &call.environment).map_err(|problems| Failed {
+        exit: Exit::Config,
+        message: problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+    })?;
     let distrust = |error: trust::Error| failed(Failure::new(error.reason(), &error));
-    let keys = TrustedKeys::new(&config.update.trusted_keys, config.update.required_signatures).map_err(distrust)?;
+    let keys = TrustedKeys::new(&configured.trusted_keys, configured.required_signatures).map_err(distrust)?;
     let text = read_small(&options.checksums, trust::MAX_CHECKSUMS_BYTES)?.ok_or_else(|| {
         failed(Failure::because(Reason::NotFound, format!("there is no {}", options.checksums.display())))
     })?;

@@ -21,7 +21,7 @@ use super::raw::{Entry, Node, bare, get};
 use super::reader::{Reader, Text, truth};
 use super::report::Origin;
 use super::source::Overrides;
-use super::{Config, KubernetesConfig, NetworkConfig, address, duration, names};
+use super::{Config, KubernetesConfig, NetworkConfig, Trust, address, duration, names};
 use crate::secret::Secret;
 
 /// Port of the health server (contract section 2, `listen`).
@@ -70,6 +70,12 @@ pub(super) fn validate(root: Option<&Node>, overrides: &Overrides, reader: &mut 
         kubernetes,
         cluster: cluster(reader),
     }
+}
+
+/// Judges only what says whom to trust.
+pub(super) fn trust(root: Option<&Node>, reader: &mut Reader<'_>) -> Trust {
+    let top = reader.map("", "a map of keys such as update", root);
+    update::trust(reader, get(top, "update"))
 }
 
 /// "Not set" is a problem of its own: the default in the table is an example and belongs to nobody.

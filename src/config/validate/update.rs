@@ -11,7 +11,7 @@ use crate::config::keys::{self, Key};
 use crate::config::raw::{Entry, Node, get};
 use crate::config::reader::{Reader, Reported, Text, truth};
 use crate::config::window::Window;
-use crate::config::{UpdateConfig, address};
+use crate::config::{Trust, UpdateConfig, address};
 use crate::secret::Secret;
 
 /// A minisign public key: algorithm `Ed`, key number (8), Ed25519 key (32).
@@ -26,7 +26,7 @@ pub(super) fn update(reader: &mut Reader<'_>, node: Option<&Node>, allow_insecur
     let source = reader.setting(&keys::UPDATE_SOURCE, map);
     let api_url = reader.setting(&keys::UPDATE_API_URL, map);
     let window = reader.setting(&keys::UPDATE_WINDOW, map);
-    let trusted_keys = trusted_keys(reader, map);
+    let Trust { trusted_keys, required_signatures } = trust_in(reader, map);
     UpdateConfig {
         source: reader
             .judge(keys::UPDATE_SOURCE.path, source, |text| address::update_source(&text.text, allow_insecure_http))
@@ -37,7 +37,7 @@ pub(super) fn update(reader: &mut Reader<'_>, node: Option<&Node>, allow_insecur
             .judge(keys::UPDATE_API_URL.path, api_url, |text| address::http_address(&text.text, allow_insecure_http))
             .ok()
             .flatten(),
-        required_signatures: required_signatures(reader, map, &trusted_keys),
+        required_signatures,
         trusted_keys,
         assume_api_version: reader.parsed(&keys::UPDATE_ASSUME_API_VERSION, map, version),
         auto: reader.parsed(&keys::UPDATE_AUTO, map, truth).unwrap_or(false),
@@ -58,6 +58,18 @@ pub(super) fn update(reader: &mut Reader<'_>, node: Option<&Node>, allow_insecur
         drain_timeout: duration(reader, &keys::UPDATE_DRAIN_TIMEOUT, map, Duration::ZERO..=super::MAX_DELAY),
         github_token: reader.parsed(&keys::GITHUB_TOKEN, &[], |text| Some(Secret::new(text.text.clone()))),
     }
+}
+
+/// The part of the section that says whom to trust.
+pub(super) fn trust(reader: &mut Reader<'_>, node: Option<&Node>) -> Trust {
+    let map = reader.map("update", "a map of keys such as trusted_keys", node);
+    trust_in(reader, map)
+}
+
+fn trust_in(reader: &mut Reader<'_>, map: &[Entry]) -> Trust {
+    let trusted_keys = trusted_keys(reader, map);
+    let required_signatures = required_signatures(reader, map, &trusted_keys);
+    Trust { trusted_keys, required_signatures }
 }
 
 /// `1.2.0`, or a tag, `v1.2.0`.
