@@ -421,3 +421,32 @@ fn nothing_secret_is_logged_or_shown_even_when_debugging() {
     assert!(home.run(&["config", "show"]).stdout.contains("***"));
     assert_eq!(agent.terminate(LIMIT).code, 0);
 }
+
+#[test]
+fn a_token_that_names_an_unset_variable_is_an_error_until_a_certificate_is_stored_and_a_warning_after() {
+    let plane = plane();
+    let home = Home::of(BINARY, &plane, "agent_name: edge-1\njoin_token: ${TOKEN_OF_EDGE}\n");
+    for command in [&["config", "check"][..], &["selftest"], &["run"], &["join"]] {
+        home.run(command).expect(78, &["join_token", "TOKEN_OF_EDGE", "not set"]);
+    }
+    let identity = identity(&plane, NAME);
+    plane.register(&identity);
+    home.store(&identity);
+    for command in [&["config", "check"][..], &["selftest"]] {
+        let finished = home.run(command);
+        finished.expect(0, &["warning", "TOKEN_OF_EDGE", "a certificate is stored"]);
+    }
+    let agent = home.connect(&plane);
+    assert_eq!(agent.log().matches("TOKEN_OF_EDGE").count(), 1, "{}", agent.log());
+    assert_eq!(agent.terminate(LIMIT).code, 0);
+}
+
+#[test]
+fn a_configuration_without_any_token_is_valid_and_cannot_run_yet() {
+    let plane = plane();
+    let home = Home::of(BINARY, &plane, "agent_name: edge-1\n");
+    home.run(&["config", "check"]).expect(0, &[]);
+    for command in ["selftest", "run"] {
+        home.run(&[command]).expect(78, &["no certificate", "BAMF_JOIN_TOKEN"]);
+    }
+}

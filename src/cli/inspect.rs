@@ -14,6 +14,22 @@ use crate::identity::{Identity, Store};
 pub(super) fn check(call: &Call) -> Result {
     let loaded = call.load()?;
     warn(&loaded);
+    // Without any token the file may be complete: `join --token-file` brings one. A variable that is not set is a fault
+    // of the file, unless a certificate has made the token needless.
+    match (Store::new(&loaded.config.data_dir).peek(), loaded.config.join_token_unset.is_some()) {
+        (Ok(Some(_)), _) => warn_of_token(&loaded),
+        (Ok(None), true) => {
+            if let Err(problem) = loaded.check_join_token(false) {
+                return Err(Failed { exit: Exit::Config, message: problem.to_string() });
+            }
+        }
+        (Err(error), true) => output::note(format!(
+            "warning: join_token names a variable that is not set, and whether a certificate makes it needless cannot be \
+             told: {}",
+            http::chain(&error)
+        )),
+        (Ok(None) | Err(_), false) => {}
+    }
     let place = loaded.config.file.as_ref().map_or_else(|| "the environment".into(), |file| file.display().to_string());
     output::line(format!("{place}: valid, {} resources", loaded.config.resources.len()));
     Ok(Exit::Done)
@@ -62,7 +78,10 @@ fn findings(loaded: &Loaded, version: &str) -> Findings {
     let mut found = Findings::default();
     found.good.push("the configuration is valid".into());
     match Store::new(&config.data_dir).peek() {
-        Ok(Some(identity)) => judge(&identity, &mut found),
+        Ok(Some(identity)) => {
+            warn_of_token(loaded);
+            judge(&identity, &mut found);
+        }
         Ok(None) => match loaded.check_join_token(false) {
             Ok(_) => {
                 found
@@ -92,6 +111,13 @@ fn judge(identity: &Identity, found: &mut Findings) {
         found.problems.push(format!("the certificate of agent {} expired at {until}", identity.name));
     } else {
         found.good.push(format!("the identity of agent {} is sound, valid until {until}", identity.name));
+    }
+}
+
+/// What there is to say of the join token where a certificate is stored.
+fn warn_of_token(loaded: &Loaded) {
+    if let Ok(Some(warning)) = loaded.check_join_token(true) {
+        output::note(format!("warning: {warning}"));
     }
 }
 
