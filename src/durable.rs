@@ -90,6 +90,24 @@ pub fn create_new(path: &Path, mode: u32) -> Result<File> {
     OpenOptions::new().write(true).read(true).create_new(true).mode(mode).open(path).on("create", path)
 }
 
+/// Opens a regular file for reading, links followed; `InvalidInput` for anything else.
+///
+/// For files in a directory that somebody else can write: opening a FIFO would wait for its other end, opening a device
+/// can have effects. It is asked before and after, because what lies there may change in between.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let regular = |about: &std::fs::Metadata| {
+        about.is_file().then_some(()).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
+    };
+    regular(&path.metadata()?)?;
+    let flags = nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+    regular(&file.metadata()?)?;
+    Ok(file)
+}
+
 /// Appends one line to a log-like file and syncs it. A missing file is created with `mode`.
 ///
 /// # Errors
@@ -213,6 +231,28 @@ mod tests {
         let path = directory.path().join("missing").join("agent.key");
         let error = write(&path, b"new", 0o600).unwrap_err();
         assert!(error.to_string().contains("create a temporary file in"), "{error}");
+    }
+
+    #[test]
+    fn only_a_regular_file_is_opened_and_a_link_to_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        write(&path("file"), b"text", 0o600).unwrap();
+        nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        std::fs::create_dir(path("directory")).unwrap();
+        let links = ["file", "fifo", "/dev/zero"].map(|target| {
+            let link = path(&format!("link to {}", target.trim_start_matches("/dev/")));
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            link
+        });
+        for good in [&path("file"), &links[0]] {
+            assert_eq!(io::read_to_string(open_regular(good).unwrap()).unwrap(), "text");
+        }
+        for bad in [&path("fifo"), &path("socket"), &path("directory"), &links[1], &links[2]] {
+            assert_eq!(open_regular(bad).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{}", bad.display());
+        }
+        assert_eq!(open_regular(&path("missing")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

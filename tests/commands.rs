@@ -206,3 +206,25 @@ fn a_warning_of_the_configuration_reaches_the_log_of_the_service() {
     assert!(agent.log().contains("join_tokn"), "{}", agent.log());
     assert_eq!(agent.terminate(LIMIT).code, 0);
 }
+
+#[test]
+fn status_neither_waits_for_nor_reads_what_is_no_file_in_the_data_directory() {
+    for name in ["agent.crt", "agent.key", "ca.crt", "instance.json"] {
+        for device in [false, true] {
+            let home = home("platform_url: https://platform.example\n");
+            std::fs::create_dir_all(home.data_dir()).unwrap();
+            let path = home.data_dir().join(name);
+            if device {
+                std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+            } else {
+                nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+            }
+            let finished = home.run(&["status"]);
+            if name == "instance.json" {
+                finished.expect(0, &[]);
+            } else {
+                finished.expect(78, &[name, "a file"]);
+            }
+        }
+    }
+}

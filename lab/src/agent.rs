@@ -261,7 +261,9 @@ fn files_below(directory: &Path, root: &Path) -> std::collections::BTreeMap<Path
         let path = entry.path();
         if path.is_dir() {
             files.extend(files_below(&path, root));
-        } else if let (Ok(name), Ok(content)) = (path.strip_prefix(root), std::fs::read(&path)) {
+        } else if path.is_file()
+            && let (Ok(name), Ok(content)) = (path.strip_prefix(root), std::fs::read(&path))
+        {
             files.insert(name.to_owned(), content);
         }
     }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 /// Prints one line of a result.
 pub(super) fn line(text: impl AsRef<str>) {
-    tolerate(writeln!(io::stdout().lock(), "{}", text.as_ref()));
+    tolerate(writeln!(io::stdout().lock(), "{}", harmless(text.as_ref())));
 }
 
 /// Prints one JSON document on one line.
@@ -21,12 +21,12 @@ pub(super) fn json<T: Serialize>(document: &T) {
 
 /// Prints a remark for a person.
 pub(super) fn note(text: impl AsRef<str>) {
-    tolerate(writeln!(io::stderr().lock(), "{}", text.as_ref()));
+    tolerate(writeln!(io::stderr().lock(), "{}", harmless(text.as_ref())));
 }
 
 /// Prints what went wrong.
 pub(super) fn error(text: impl AsRef<str>) {
-    tolerate(writeln!(io::stderr().lock(), "bamf-agent: {}", text.as_ref()));
+    tolerate(writeln!(io::stderr().lock(), "bamf-agent: {}", harmless(text.as_ref())));
 }
 
 /// Shows a download's progress in place, on a terminal only.
@@ -65,7 +65,22 @@ impl Progress {
     }
 }
 
+/// Without what a terminal would obey: a message may quote a platform, a release server or a hostile agent.
+fn harmless(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+}
+
 /// A closed pipe ends the output, not the command.
 fn tolerate(written: io::Result<()>) {
     drop(written);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_left_out() {
+        assert_eq!(harmless("one\n\ttwo \u{1b}[31mred\u{9b}0m\r\u{7} ü"), "one\n\ttwo [31mred0m ü");
+    }
 }

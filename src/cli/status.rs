@@ -7,6 +7,7 @@ use crate::config::{self, Config};
 use crate::control::{self, Status, status::Certificate};
 use crate::exit::Exit;
 use crate::identity::{self, Store, instance::Instance};
+use crate::platform::failure::one_line;
 use crate::platform::version::ahead_of_api;
 use crate::update;
 
@@ -74,7 +75,8 @@ fn add_updates(status: &mut Status, state_dir: &Path) {
 
 fn lines(status: &Status) -> Vec<String> {
     let mut lines = Vec::new();
-    let mut row = |name: &str, text: String| lines.push(format!("  {name:<12} {text}"));
+    // What an agent says of itself may come from a hostile one, and goes to a person's terminal.
+    let mut row = |name: &str, text: String| lines.push(format!("  {name:<12} {}", one_line(&text)));
     row(
         "agent",
         match &status.agent_id {
@@ -109,7 +111,7 @@ fn lines(status: &Status) -> Vec<String> {
         (Some(pid), Some(since)) => format!("bamf-agent {} runs since {since} (pid {pid})", status.version),
         _ => format!("bamf-agent {} is not running", status.version),
     };
-    [vec![head], lines].concat()
+    [vec![one_line(&head)], lines].concat()
 }
 
 fn update_line(status: &Status) -> String {
@@ -124,4 +126,40 @@ fn update_line(status: &Status) -> String {
         _ => String::new(),
     };
     format!("{} installed{next}{}", update.installed, state.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hostile_agent_can_neither_colour_the_terminal_nor_forge_a_line() {
+        let evil = "\u{1b}[2J\u{9b}31m\r\nbamf-agent 9.9.9 runs";
+        let text = || Some(evil.to_owned());
+        let status = Status {
+            version: evil.into(),
+            pid: Some(1),
+            agent_id: text(),
+            agent_name: evil.into(),
+            started_at: text(),
+            certificate: Some(Certificate { sha256: evil.into(), not_after: evil.into(), ..Certificate::default() }),
+            api: control::status::Api {
+                url: evil.into(),
+                version: text(),
+                last_heartbeat: text(),
+                last_error: text(),
+                ..control::status::Api::default()
+            },
+            update: control::status::Update {
+                installed: evil.into(),
+                available: text(),
+                state: text(),
+                ..control::status::Update::default()
+            },
+            ..Status::default()
+        };
+        let lines = lines(&status);
+        assert!(!lines.iter().any(|line| line.contains(char::is_control)), "{lines:?}");
+        assert_eq!(lines.len(), 9, "{lines:?}");
+    }
 }

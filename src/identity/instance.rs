@@ -5,6 +5,7 @@
 //! machines with one id would steal each other's commands, therefore the id is bound to the machine id it was made on.
 //! Losing the file costs nothing but a new id (contract section 3).
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -58,10 +59,9 @@ impl Instance {
 
     fn read_for(data_dir: &Path, machine: &str) -> Option<Self> {
         let path = data_dir.join(FILE);
-        if path.metadata().ok()?.len() > MAX_BYTES {
-            return None;
-        }
-        let stored: Self = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        let mut text = Vec::new();
+        durable::open_regular(&path).ok()?.take(MAX_BYTES).read_to_end(&mut text).ok()?;
+        let stored: Self = serde_json::from_slice(&text).ok()?;
         (stored.machine == machine && uuid::Uuid::parse_str(&stored.instance_id).is_ok()).then_some(stored)
     }
 

@@ -150,9 +150,15 @@ fn detail(body: &[u8]) -> Option<String> {
 /// One line without control characters, so that an answer can neither forge log lines nor colour a terminal.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let clean: String = line.chars().filter(|c| !c.is_control()).take(DETAIL_CHARACTERS).collect();
+    let clean: String = one_line(text).chars().take(DETAIL_CHARACTERS).collect();
     if clean.is_empty() { "(no explanation)".to_owned() } else { clean }
+}
+
+/// The text as one line without control characters, whatever its length.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().filter(|c| !c.is_control()).collect()
 }
 
 #[cfg(test)]

@@ -26,14 +26,16 @@ pub(super) enum Read {
     Nothing,
     /// Some files; the named one is missing.
     Partial(&'static str),
-    /// A directory lies where the named file should; container engines make one where a mounted file is missing.
+    /// Something else lies where the named file should; container engines make a directory where a mounted file is
+    /// missing.
     NotAFile(&'static str),
     /// All three.
     Whole(Material),
 }
 
 pub(super) fn read(directory: &Path) -> durable::Result<Read> {
-    if let Some(name) = NAMES.into_iter().find(|name| directory.join(name).is_dir()) {
+    let is_odd = |name: &&str| directory.join(name).metadata().is_ok_and(|about| !about.is_file());
+    if let Some(name) = NAMES.into_iter().find(is_odd) {
         return Ok(Read::NotAFile(name));
     }
     let certificate = read_one(&directory.join(CERTIFICATE))?;
@@ -50,7 +52,7 @@ pub(super) fn read(directory: &Path) -> durable::Result<Read> {
 }
 
 fn read_one(path: &Path) -> durable::Result<Option<Secret>> {
-    let file = match std::fs::File::open(path) {
+    let file = match durable::open_regular(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(durable::Error::new("read", path, error)),
