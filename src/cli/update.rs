@@ -18,7 +18,7 @@ use crate::update::{self, Event, Failure, Outcome, Request, Updater, Wish};
 pub(super) async fn update(call: &Call, options: arguments::Update) -> Result {
     let json = options.json;
     let outcome = match request(&options) {
-        Ok(request) => match prepare(call).await {
+        Ok(request) => match prepare(call, request.check).await {
             Ok((config, site)) => {
                 let mut teller = Teller::new(json);
                 let mut tell = |event: &Event| teller.tell(event);
@@ -34,7 +34,7 @@ pub(super) async fn update(call: &Call, options: arguments::Update) -> Result {
 }
 
 pub(super) async fn rollback(call: &Call, options: arguments::Rollback) -> Result {
-    let outcome = match prepare(call).await {
+    let outcome = match prepare(call, false).await {
         Ok((config, site)) => {
             let mut teller = Teller::new(options.json);
             let mut tell = |event: &Event| teller.tell(event);
@@ -118,7 +118,15 @@ pub(super) fn verify(call: &Call, options: &arguments::Verify) -> Result {
 }
 
 /// The configuration that the running service lives by, and where it is installed.
-async fn prepare(call: &Call) -> std::result::Result<(Config, Site), Failure> {
+///
+/// Who may not read the configuration is told what he lacks, not what is wrong with a file that he cannot see.
+async fn prepare(call: &Call, only_look: bool) -> std::result::Result<(Config, Site), Failure> {
+    if !only_look && !Uid::effective().is_root() {
+        return Err(Failure::because(
+            Reason::NotPermitted,
+            "replacing the installed agent needs root: run the command with sudo",
+        ));
+    }
     let site = Site::find().await;
     let loaded = call.as_service(&site).load();
     let loaded = loaded.map_err(|failed| Failure::because(Reason::ConfigInvalid, failed.message))?;
@@ -213,7 +221,8 @@ impl Teller {
     }
 
     fn tell(&mut self, event: &Event) {
-        if self.quiet {
+        // A script that reads the JSON still wants its log to have what the JSON has no field for.
+        if self.quiet && !matches!(event, Event::Warning(_)) {
             return;
         }
         if let Event::Download { done, total } = event {
