@@ -20,7 +20,7 @@ use crate::update::{self, Event, Failure, Outcome, Request, Updater, Wish};
 pub(super) async fn update(call: &Call, options: arguments::Update) -> Result {
     let json = options.json;
     let outcome = match request(&options) {
-        Ok(request) => match prepare(call, &options.place).await {
+        Ok(request) => match prepare(call, &options.place, request.check).await {
             Ok((config, site)) => {
                 let mut teller = Teller::new(json);
                 let mut tell = |event: &Event| teller.tell(event);
@@ -36,7 +36,7 @@ pub(super) async fn update(call: &Call, options: arguments::Update) -> Result {
 }
 
 pub(super) async fn rollback(call: &Call, options: arguments::Rollback) -> Result {
-    let outcome = match prepare(call, &options.place).await {
+    let outcome = match prepare(call, &options.place, false).await {
         Ok((config, site)) => {
             let mut teller = Teller::new(options.json);
             let mut tell = |event: &Event| teller.tell(event);
@@ -120,7 +120,19 @@ pub(super) fn verify(call: &Call, options: &arguments::Verify) -> Result {
 }
 
 /// The configuration that the running service lives by, and where it is installed.
-async fn prepare(call: &Call, place: &arguments::Place) -> std::result::Result<(Config, Site), Failure> {
+///
+/// Who may not read the configuration is told what he lacks, not what is wrong with a file that he cannot see.
+async fn prepare(
+    call: &Call,
+    place: &arguments::Place,
+    only_look: bool,
+) -> std::result::Result<(Config, Site), Failure> {
+    if !only_look && !place.user && !Uid::effective().is_root() {
+        return Err(Failure::because(
+            Reason::NotPermitted,
+            "replacing the installed agent needs root: run the command with sudo",
+        ));
+    }
     let site = Site::find(self::place(call, place)).await;
     let loaded = call.as_service(&site).load();
     let loaded = loaded.map_err(|failed| Failure::because(Reason::ConfigInvalid, failed.message))?;
@@ -234,7 +246,8 @@ impl Teller {
     }
 
     fn tell(&mut self, event: &Event) {
-        if self.quiet {
+        // A script that reads the JSON still wants its log to have what the JSON has no field for.
+        if self.quiet && !matches!(event, Event::Warning(_)) {
             return;
         }
         if let Event::Download { done, total } = event {
