@@ -59,6 +59,7 @@ use crate::config::Config;
 use crate::exit::{Exit, Reason};
 use crate::http::{self, Purpose};
 use crate::service::bus::Manager;
+use crate::service::unit::Active;
 use crate::telemetry::Build;
 
 /// What an update tells on the way.
@@ -151,7 +152,7 @@ impl<'u> Updater<'u> {
             let standing = notes::peek(&self.site.place.state_dir);
             let source = self.open_source(&source_text, outcome)?;
             let plan = self.choose(request, installed.as_ref(), standing, &source, outcome).await?;
-            let refusal = self.check_ownership(&paths).await.err();
+            let refusal = owned(&paths, self.config.kubernetes).await.err();
             return Ok(checked(plan, refusal.as_ref(), outcome)?);
         }
         // Contract section 4: lock → …
@@ -208,6 +209,7 @@ impl<'u> Updater<'u> {
     async fn try_rollback(&mut self, no_restart: bool, by: &str, outcome: &mut Outcome) -> Result<End, Stop> {
         let paths = self.site.paths()?;
         let work = self.begin(paths).await?;
+        self.turn_back(&work, no_restart, by)?;
         self.finish_unfinished(&work, outcome).await?;
         let disk = work.paths.look().map_err(disk_failed)?;
         let (Some(installed), Some(kept)) = (disk.installed, disk.kept) else {
@@ -231,7 +233,7 @@ impl<'u> Updater<'u> {
     /// Ownership, permission, state directory and lock, in this order: who is told to become root should not find out
     /// then that a package manager owns the file.
     async fn begin(&mut self, paths: Paths) -> Result<Work, Failure> {
-        self.check_ownership(&paths).await.map_err(|refusal| Failure::new(refusal.reason(), &refusal))?;
+        owned(&paths, self.config.kubernetes).await.map_err(|refusal| Failure::new(refusal.reason(), &refusal))?;
         if self.site.place.manager == Manager::System && !nix::unistd::geteuid().is_root() {
             let message = format!("replacing {} needs root: run the command with sudo", paths.installed.display());
             return Err(Failure::because(Reason::NotPermitted, message));
@@ -245,15 +247,9 @@ impl<'u> Updater<'u> {
         Ok(Work { state, _lock: lock, paths, installed })
     }
 
-    async fn check_ownership(&self, paths: &Paths) -> Result<(), Refusal> {
-        let facts = ownership::probe::Probe::default().gather(&paths.installed, self.config.kubernetes).await;
-        ownership::decide(&facts)
-    }
-
     /// Finishes what an earlier update left, if anything. An end that speaks for itself is the whole outcome.
     async fn finish_unfinished(&mut self, work: &Work, outcome: &mut Outcome) -> Result<(), Stop> {
-        let unfinished = Journal::load(&work.state.journal()).map_err(disk_failed)?.journal.transaction;
-        if let Some(transaction) = &unfinished {
+        if let Some(transaction) = &self.unfinished(work)? {
             let what = apply::shown(transaction.to().version.as_ref());
             self.tell(&Event::Message(format!("an earlier change to {what} was cut off: finishing it first")));
             outcome.from.clone_from(&transaction.from().version);
@@ -266,10 +262,37 @@ impl<'u> Updater<'u> {
                 outcome.to = None;
                 Ok(())
             }
-            end @ (End::Committed(_) | End::Restored(_) | End::WentBack(_) | End::AwaitsRestart) => {
+            end @ (End::Committed(_) | End::Restored(_) | End::WentBack(_) | End::AwaitsRestart(_)) => {
                 Err(Stop::Ended(end))
             }
         }
+    }
+
+    fn unfinished(&mut self, work: &Work) -> Result<Option<Transaction>, Failure> {
+        let loaded = Journal::load(&work.state.journal()).map_err(disk_failed)?;
+        if let Some(path) = &loaded.set_aside {
+            self.tell(&apply::set_aside(path));
+        }
+        Ok(loaded.journal.transaction)
+    }
+
+    /// A version that is installed but not confirmed yet is what the operator wants to leave: the change to it becomes
+    /// the way back from it.
+    fn turn_back(&mut self, work: &Work, no_restart: bool, by: &str) -> Result<(), Failure> {
+        let Some(transaction) = self.unfinished(work)? else { return Ok(()) };
+        let installed = work.paths.look().map_err(disk_failed)?.installed;
+        if transaction.action == Action::Rollback || installed != Some(transaction.new.sha256) {
+            return Ok(());
+        }
+        Journal::change_transaction(&work.state.journal(), |transaction| {
+            transaction.action = Action::Rollback;
+            transaction.service.no_restart = no_restart;
+            by.clone_into(&mut transaction.by);
+            transaction.cause = None;
+            transaction.enter(Step::Restoring);
+        })
+        .map(drop)
+        .map_err(disk_failed)
     }
 
     fn open_source(&self, text: &str, outcome: &mut Outcome) -> Result<Source, Failure> {
@@ -396,7 +419,8 @@ impl<'u> Updater<'u> {
         let status = site::ask(self.config).await;
         let service = ServiceBefore {
             unit: self.site.place.unit.clone(),
-            was_running: unit.active.is_running() || unit.main_pid.is_some(),
+            // A crash loop is `activating` between two starts: it is meant to run, and this update may be its cure.
+            was_running: unit.active.is_running() || unit.active == Active::Activating || unit.main_pid.is_some(),
             no_restart,
             main_pid: unit.main_pid,
             restarts: unit.restarts,
@@ -422,6 +446,19 @@ impl From<Failure> for Stop {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
     }
+}
+
+async fn owned(paths: &Paths, kubernetes: bool) -> Result<(), Refusal> {
+    ownership::decide(&ownership::probe::Probe::default().gather(&paths.installed, kubernetes).await)
+}
+
+/// Whether the installed binary may be replaced, for who cannot read the configuration: `kubernetes` comes from its
+/// detection.
+///
+/// # Errors
+/// Something else owns the binary, or only root may replace it.
+pub async fn check_ownership(site: &Site, kubernetes: bool) -> Result<(), Failure> {
+    owned(&site.paths()?, kubernetes).await.map_err(|refusal| Failure::new(refusal.reason(), &refusal))
 }
 
 /// What `--check` says of a plan, and of a machine that cannot carry it out by itself.

@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use bamf_lab::binaries::{Defect, defective_binary};
+use bamf_lab::binaries::{Defect, agent_binary, defective_binary};
 use bamf_lab::machine::or_skip;
 use bamf_lab::release::Release;
-use bamf_lab::site::{Site, UNIT, architecture};
+use bamf_lab::site::{BINARY, Ended, Site, UNIT, architecture};
 use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -72,6 +72,8 @@ fn a_broken_version_is_rolled_back_and_the_old_one_runs_on() {
         return;
     }
     let site = site("1.2.0");
+    // What hangs is given this long twice.
+    site.edit_config(|text| text.replace("health_timeout: 20s", "health_timeout: 6s")).unwrap();
     let (certificate, first) = (site.certificate(), site.installed());
     for defect in [Defect::ExitsAtOnce, Defect::NeverReady, Defect::NoControlSocket, Defect::CrashesWhenReady] {
         let release =
@@ -84,7 +86,41 @@ fn a_broken_version_is_rolled_back_and_the_old_one_runs_on() {
         assert_eq!(site.installed(), first, "{defect:?}");
         assert_eq!(site.status()["version"], "1.0.0", "{defect:?}");
         assert_eq!(site.certificate(), certificate, "{defect:?}");
+        assert_eq!(site.status()["update"]["last"]["reason"], "unhealthy", "{defect:?}");
     }
+    let history = site.agent(&["history", "--json"]);
+    let outcomes: Vec<_> = history.json.as_array().unwrap().iter().map(|record| &record["outcome"]).collect();
+    assert_eq!(outcomes, ["rolled_back"; 4], "{history:?}");
+    assert_eq!(site.plane.joins().len(), 1);
+}
+
+#[test]
+fn an_update_cures_a_crash_loop_and_leaves_a_stopped_service_stopped() {
+    if or_skip("an_update_cures_a_crash_loop_and_leaves_a_stopped_service_stopped") {
+        return;
+    }
+    const UPDATER: &str = "/root/bamf-agent";
+    let site = site("1.1.0");
+    let certificate = site.certificate();
+    site.publish(&site.release("1.1.0")).unwrap();
+    site.machine.copy_in(agent_binary("1.1.0"), UPDATER, 0o755).unwrap();
+    let update = || Ended::after(site.machine.command([UPDATER, "update", "--force", "--json"]).limit(4 * LIMIT));
+
+    site.machine.copy_in(defective_binary("1.0.0", Defect::CrashesWhenReady), BINARY, 0o755).unwrap();
+    site.machine.exec(["systemctl", "restart", UNIT]).unwrap();
+    let restarts = |_: &_| site.machine.property(UNIT, "NRestarts").unwrap().parse::<u32>().unwrap() > 3;
+    site.machine.wait_until("a crash loop", LIMIT, restarts).unwrap();
+    let cured = update();
+    assert_eq!((cured.code, &cured.json["outcome"]), (0, &"updated".into()), "{cured:?}");
+    assert_eq!((&cured.json["from"], &site.status()["version"]), (&"1.0.0".into(), &"1.1.0".into()));
+
+    site.machine.check(["systemctl", "stop", UNIT]).unwrap();
+    let ended = update();
+    assert_eq!((ended.code, &ended.json["outcome"]), (0, &"updated".into()), "{ended:?}");
+    assert!(ended.json["message"].as_str().unwrap().contains("is not running"), "{ended:?}");
+    assert_eq!(site.machine.property(UNIT, "ActiveState").unwrap(), "inactive");
+    site.start().unwrap();
+    assert_eq!(site.certificate(), certificate);
     assert_eq!(site.plane.joins().len(), 1);
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::binaries;
-use crate::machine::{self, Machine};
+use crate::machine::{self, Invocation, Machine, Output};
 use crate::plane::{self, ControlPlane};
 use crate::release::{Release, ReleaseServer, SigningKey};
 
@@ -81,10 +81,42 @@ impl Ended {
         }
     }
 
+    /// Runs a command in a machine to its end.
+    ///
+    /// # Panics
+    /// The command cannot be run at all.
+    #[must_use]
+    pub fn after(command: Invocation) -> Self {
+        Self::from(command.run().unwrap_or_else(|error| panic!("{error}")))
+    }
+
     fn new(code: i32, stdout: String, stderr: String) -> Self {
         let json = stdout.lines().last().and_then(|line| serde_json::from_str(line).ok());
         Self { code, json: json.unwrap_or_default(), stdout, stderr }
     }
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        Self::new(output.code().unwrap_or(-1), output.stdout, output.stderr)
+    }
+}
+
+/// What a refused update must leave as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// SHA-256 of the installed binary.
+    pub installed: String,
+    /// The updater's files beside it.
+    pub beside: Vec<String>,
+    /// What the running agent says that it is.
+    pub version: Value,
+    /// The running agent's process.
+    pub pid: Value,
+    /// Whether it is connected.
+    pub connected: Value,
+    /// How many event streams it has opened in all.
+    pub streams_opened: usize,
 }
 
 impl Site {
@@ -172,16 +204,28 @@ impl Site {
         }
     }
 
+    /// Changes the text of the configuration; the running agent does not hear of it. Returns the text from before.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn edit_config(&self, edit: impl FnOnce(&str) -> String) -> Result<String, Error> {
+        let before = String::from_utf8_lossy(&self.machine.read(CONFIG)?).into_owned();
+        self.machine.write(CONFIG, edit(&before), 0o640, "root:bamf")?;
+        Ok(before)
+    }
+
     /// Runs the installed agent with these arguments, as root.
     ///
     /// # Panics
     /// The command cannot be run at all.
     #[must_use]
     pub fn agent(&self, arguments: &[&str]) -> Ended {
-        let words = [&[BINARY], arguments].concat();
-        let output = self.machine.command(words).limit(Duration::from_secs(180)).run();
-        let output = output.unwrap_or_else(|error| panic!("{error}"));
-        Ended::new(output.code().unwrap_or(-1), output.stdout.clone(), output.stderr.clone())
+        Ended::after(self.agent_command(arguments))
+    }
+
+    /// The installed agent with these arguments, as root, to be changed before it runs.
+    pub fn agent_command(&self, arguments: &[&str]) -> Invocation {
+        self.machine.command([&[BINARY], arguments].concat()).limit(Duration::from_secs(180))
     }
 
     /// The JSON of `status --json`.
@@ -204,6 +248,39 @@ impl Site {
     /// The files cannot be written.
     pub fn publish(&self, release: &Release) -> Result<PathBuf, Error> {
         Ok(release.write(self.directory.path())?)
+    }
+
+    /// Takes all published releases back.
+    ///
+    /// # Errors
+    /// The files cannot be removed.
+    pub fn withdraw_all(&self) -> Result<(), Error> {
+        for entry in self.directory.path().read_dir()? {
+            std::fs::remove_dir_all(entry?.path())?;
+        }
+        Ok(())
+    }
+
+    /// What a refused update must leave as it was.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let status = self.status();
+        let mut beside: Vec<String> = std::fs::read_dir(self.machine.path(BINARY).with_file_name(""))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(|name| name.starts_with(".bamf-agent"))
+            .collect();
+        beside.sort();
+        Standing {
+            installed: self.installed(),
+            beside,
+            version: status["version"].clone(),
+            pid: status["pid"].clone(),
+            connected: status["api"]["connected"].clone(),
+            streams_opened: self.plane.stream_opens(),
+        }
     }
 
     /// SHA-256 of the installed binary.

@@ -1,7 +1,5 @@
 //! The demo as a person without root sees it, on a machine where that person has a service manager.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::time::Duration;
 
 use bamf_lab::binaries::{self, Defect};

@@ -21,7 +21,7 @@ use crate::update::{self, Ending, Event, Failure, Outcome, Request, Updater, Wis
 pub(super) async fn update(call: &Call, options: arguments::Update) -> Result {
     let json = options.json;
     let outcome = match check_place(&options.place).and_then(|()| request(&options)) {
-        Ok(request) => match prepare(call, &options.place).await {
+        Ok(request) => match prepare(call, &options.place, request.check).await {
             Ok((config, site)) => {
                 let mut teller = Teller::new(json);
                 let mut tell = |event: &Event| teller.tell(event);
@@ -40,7 +40,7 @@ pub(super) async fn rollback(call: &Call, options: arguments::Rollback) -> Resul
     if let Err(failed) = check_place(&options.place) {
         return misused(failed, options.json);
     }
-    let outcome = match prepare(call, &options.place).await {
+    let outcome = match prepare(call, &options.place, false).await {
         Ok((config, site)) => {
             let mut teller = Teller::new(options.json);
             let mut tell = |event: &Event| teller.tell(event);
@@ -130,10 +130,24 @@ pub(super) fn verify(call: &Call, options: &arguments::Verify) -> Result {
 }
 
 /// The configuration that the running service lives by, and where it is installed.
-async fn prepare(call: &Call, place: &arguments::Place) -> std::result::Result<(Config, Site), Failure> {
+///
+/// Who may not read the configuration is told what he lacks, not what is wrong with a file that he cannot see; but not
+/// to become root where root could not do it either.
+async fn prepare(
+    call: &Call,
+    place: &arguments::Place,
+    only_look: bool,
+) -> std::result::Result<(Config, Site), Failure> {
     let site = Site::find(self::place(call, place)).await;
-    let loaded = call.as_service(&site).load();
-    let loaded = loaded.map_err(|failed| Failure::because(Reason::ConfigInvalid, failed.message))?;
+    let service = call.as_service(&site);
+    if !only_look && !place.user && !Uid::effective().is_root() {
+        update::check_ownership(&site, service.environment.is_kubernetes()).await?;
+        return Err(Failure::because(
+            Reason::NotPermitted,
+            "replacing the installed agent needs root: run the command with sudo",
+        ));
+    }
+    let loaded = service.load().map_err(|failed| Failure::because(Reason::ConfigInvalid, failed.message))?;
     // It names the keys that are trusted, so it must be nobody else's to write.
     if let Some(file) = &loaded.config.file {
         check_file(file).map_err(|error| Failure::new(Reason::ConfigInvalid, &error))?;
@@ -269,7 +283,8 @@ impl Teller {
     }
 
     fn tell(&mut self, event: &Event) {
-        if self.quiet {
+        // A script that reads the JSON still wants its log to have what the JSON has no field for.
+        if self.quiet && !matches!(event, Event::Warning(_)) {
             return;
         }
         if let Event::Download { done, total } = event {

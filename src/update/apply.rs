@@ -3,7 +3,7 @@
 //! A fresh update and one that was cut off yesterday take the same way, so the way back is walked every day. The journal
 //! is written before each step that may have to be undone.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -23,8 +23,10 @@ use crate::exit::{Exit, Reason};
 use crate::service::job::Verb;
 use crate::service::process;
 
-/// On top of the health timeout: a stop may take as long as the unit allows it.
+/// From the request for a restart until there is another process: a stop may take as long as the unit allows it.
 const STOP_ALLOWANCE: Duration = Duration::from_secs(120);
+/// How often to look for the other process. A restart takes a tenth of a second.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// How a transaction ended.
 #[derive(Debug)]
@@ -37,8 +39,8 @@ pub(super) enum End {
     Restored(Failure),
     /// A rollback that was asked for is done.
     WentBack(String),
-    /// The operator has to restart the service.
-    AwaitsRestart,
+    /// The operator has to restart the service. The sentence is for people.
+    AwaitsRestart(String),
     /// Nothing was changed, or by somebody else.
     Dropped(String),
 }
@@ -103,14 +105,14 @@ impl<'a, 'u> Drive<'a, 'u> {
             }
             Next::Restart => {
                 self.enter(Step::Restarting)?;
-                self.restart(false).await;
+                self.restart().await;
                 self.change(|transaction| {
                     transaction.trial = Some(now());
                     transaction.enter(Step::Trial);
                 })?;
                 Ok(None)
             }
-            Next::AwaitStart => Ok(Some(End::AwaitsRestart)),
+            Next::AwaitStart => Ok(Some(End::AwaitsRestart(awaits(transaction)))),
             Next::ResumeGate => self.judge(transaction).await.map(|()| None),
             Next::Commit => self.commit(transaction).map(Some),
             Next::Restore => {
@@ -187,7 +189,7 @@ impl<'a, 'u> Drive<'a, 'u> {
         let mut trouble = None;
         if wants_running {
             if self.running().await != Running::Installed || self.service_failed().await {
-                self.restart(true).await;
+                self.restart().await;
             }
             trouble = self.check_old(transaction).await?;
         }
@@ -241,19 +243,43 @@ impl<'a, 'u> Drive<'a, 'u> {
         })
     }
 
-    /// Asks for a restart. A job that fails is the new version's doing as often as not: the watch finds out.
-    async fn restart(&mut self, clear: bool) {
+    /// Asks for a restart and waits until another process is there, or the job is over. A job that fails is the new
+    /// version's doing as often as not: the watch finds out.
+    ///
+    /// Not until the job is over: a version that never says that it is ready keeps its start job waiting for as long as
+    /// the unit allows, and `health_timeout` is what the operator chose.
+    async fn restart(&mut self) {
         let unit = self.updater.site.place.unit.clone();
         self.updater.tell(&Event::Message(format!("restarting {unit}")));
         let services = self.updater.site.services();
-        if clear && let Err(error) = services.reset_failed(&unit).await {
+        // A version that was in a crash loop has used up the start limit, and its restarts are not those of the next one.
+        if let Err(error) = services.reset_failed(&unit).await {
             tracing::debug!(error = %crate::http::chain(&error), "the failed state stays");
         }
+        let before = self.main_process().await;
         self.restart_asked = Some(Instant::now());
-        let limit = self.updater.config.update.health_timeout + STOP_ALLOWANCE;
-        if let Err(error) = services.run(Verb::Restart, &unit, limit).await {
-            tracing::warn!(error = %crate::http::chain(&error), "the restart did not go well");
+        let other_process = async {
+            loop {
+                tokio::time::sleep(LOOK_EVERY).await;
+                let present = self.main_process().await;
+                if present.is_some() && present != before {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            ended = services.run(Verb::Restart, &unit, STOP_ALLOWANCE) => if let Err(error) = ended {
+                tracing::warn!(error = %crate::http::chain(&error), "the restart did not go well");
+            },
+            () = other_process => {}
         }
+    }
+
+    /// The unit's main process, by pid and start time.
+    async fn main_process(&self) -> Option<(u32, u64)> {
+        let site = &self.updater.site;
+        let pid = site.services().unit(&site.place.unit).await.ok()?.main_pid?;
+        Some((pid, process::start_ticks(pid)?))
     }
 
     async fn running(&self) -> Running {
@@ -274,8 +300,7 @@ impl<'a, 'u> Drive<'a, 'u> {
     fn load(&mut self) -> Result<Journal, Failure> {
         let loaded = Journal::load(&self.state.journal()).map_err(disk_failed)?;
         if let Some(path) = loaded.set_aside {
-            let message = format!("the updater's journal was unreadable and set aside as {}", path.display());
-            self.updater.tell(&Event::Warning(message));
+            self.updater.tell(&set_aside(&path));
         }
         Ok(loaded.journal)
     }
@@ -345,15 +370,20 @@ impl End {
             Self::Committed(message) => outcome.ended(Ending::Updated, Exit::Done, message),
             Self::WentBack(message) => outcome.ended(Ending::RolledBack, Exit::Done, message),
             Self::Restored(failure) => outcome.failed(failure),
-            Self::AwaitsRestart => outcome.ended(
-                Ending::Updated,
-                Exit::Done,
-                "installed; `systemctl restart bamf-agent` starts it, and the next `bamf-agent update` confirms it",
-            ),
+            Self::AwaitsRestart(message) => outcome.ended(Ending::Updated, Exit::Done, message),
             Self::Nothing => outcome.ended(Ending::UpToDate, Exit::Done, "nothing was unfinished"),
             Self::Dropped(message) => outcome.ended(Ending::UpToDate, Exit::Done, message),
         }
     }
+}
+
+/// Pins and known bad versions went with it, which an operator should hear.
+pub(super) fn set_aside(path: &Path) -> Event {
+    Event::Warning(format!(
+        "the updater's journal could not be read and was set aside as {}; pins and versions known to be bad in it count \
+         no longer",
+        path.display()
+    ))
 }
 
 /// What the watched version has to be; `None` where it has no version to say, as the Go agent.
@@ -387,6 +417,14 @@ pub(super) fn milliseconds(duration: Duration) -> Option<u64> {
 /// A version for people; the Go agent's binary does not carry one.
 pub(super) fn shown(version: Option<&String>) -> String {
     version.cloned().unwrap_or_else(|| "the version without a number".to_owned())
+}
+
+fn awaits(transaction: &Transaction) -> String {
+    let (version, unit) = (shown(transaction.new.version.as_ref()), &transaction.service.unit);
+    format!(
+        "{version} is installed and not started yet: `systemctl restart {unit}` starts it, and the next \
+         `bamf-agent update` confirms it"
+    )
 }
 
 fn going_back(transaction: &Transaction) -> String {

@@ -3,14 +3,16 @@
 //! A signature only proves that the publisher made the file; a release whose assets were mixed up is signed too. The
 //! offsets are those of elf(5).
 
-/// How much of a file [`check`] wants to see: the header up to `e_machine` and `e_version`.
-pub const HEADER_BYTES: usize = 24;
+/// How much of a file [`check`] wants to see: the whole header of a 64-bit file.
+pub const HEADER_BYTES: usize = 64;
 
 const MAGIC: &[u8] = b"\x7fELF";
 const CLASS_64: u8 = 2;
 const LITTLE_ENDIAN: u8 = 1;
 /// `ET_EXEC` and `ET_DYN`; a position-independent program is of the latter type.
 const EXECUTABLE_TYPES: [u16; 2] = [2, 3];
+/// `sizeof(Elf64_Phdr)`
+const PROGRAM_HEADER_BYTES: u16 = 56;
 
 /// A machine that releases are built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +35,11 @@ pub enum Wrong {
     /// An object file or a core dump.
     #[error("the file is not an executable (ELF type {0})")]
     Type(u16),
+    /// A header that leads to nothing. The kernel would not know how to run it, and execvp(3) would then hand it to a shell.
+    #[error("the file has the header of a program and no program in it")]
+    Hollow,
     /// A program for another processor.
-    #[error("the file is a program for another processor (ELF machine {found}); this one is {}", wanted.platform())]
+    #[error("the file is a program for {}; this machine is {}", shown(*found), wanted.platform())]
     Machine {
         /// `e_machine` of the file.
         found: u16,
@@ -72,7 +77,7 @@ impl Machine {
     }
 }
 
-/// Checks the first [`HEADER_BYTES`] of a file: a 64-bit executable for `wanted`.
+/// Checks the first [`HEADER_BYTES`] of a file: a 64-bit executable for `wanted`, with something to execute.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -90,7 +95,16 @@ pub fn check(header: &[u8], wanted: Machine) -> Result<(), Wrong> {
     if half(18) != wanted.elf_number() {
         return Err(Wrong::Machine { found: half(18), wanted });
     }
+    // e_phentsize and e_phnum.
+    if half(54) != PROGRAM_HEADER_BYTES || half(56) == 0 {
+        return Err(Wrong::Hollow);
+    }
     Ok(())
+}
+
+fn shown(number: u16) -> String {
+    let known = [Machine::Amd64, Machine::Arm64].into_iter().find(|machine| machine.elf_number() == number);
+    known.map_or_else(|| format!("ELF machine {number}"), |machine| machine.platform().to_owned())
 }
 
 /// The first bytes of this test program: what a program for this machine begins with.
@@ -114,6 +128,13 @@ mod tests {
         (bytes[4], bytes[5], bytes[6]) = (class, data, 1);
         bytes[16..18].copy_from_slice(&kind.to_le_bytes());
         bytes[18..20].copy_from_slice(&machine.to_le_bytes());
+        (bytes[54], bytes[56]) = (56, 1);
+        bytes
+    }
+
+    fn with(at: usize, byte: u8) -> Vec<u8> {
+        let mut bytes = header(2, 1, 3, 62);
+        bytes[at] = byte;
         bytes
     }
 
@@ -136,10 +157,19 @@ mod tests {
             (header(2, 1, 1, 62), Wrong::Type(1)),
             (header(2, 1, 4, 62), Wrong::Type(4)),
             (header(2, 1, 3, 183), Wrong::Machine { found: 183, wanted: amd64 }),
+            (with(56, 0), Wrong::Hollow),
+            (with(54, 32), Wrong::Hollow),
         ];
         for (bytes, wrong) in cases {
             assert_eq!(check(&bytes, amd64), Err(wrong));
         }
+    }
+
+    #[test]
+    fn another_processor_is_named_as_in_asset_names() {
+        let said = |found| Wrong::Machine { found, wanted: Machine::Amd64 }.to_string();
+        assert_eq!(said(183), "the file is a program for linux/arm64; this machine is linux/amd64");
+        assert_eq!(said(8), "the file is a program for ELF machine 8; this machine is linux/amd64");
     }
 
     #[test]

@@ -30,6 +30,12 @@ pub const SETTLE: Duration = Duration::from_secs(3);
 /// How long an unreachable API excuses an unconnected agent (contract: 10 minutes).
 pub const OUTAGE_LIMIT: Duration = Duration::from_secs(600);
 
+/// How long an agent may take to find out that the API is back: its longest pause between two tries is 60 s.
+///
+/// Off-contract: after an outage that the trial saw, a shorter `health_timeout` is stretched to this, because an agent
+/// that happens to pause is not a bad one.
+const RECONNECT_LIMIT: Duration = Duration::from_secs(75);
+
 /// Automatic restarts during the trial that make a crash loop.
 pub const RESTARTS_LIMIT: u32 = 3;
 
@@ -132,7 +138,7 @@ pub enum Symptom {
         restarts: u32,
     },
     /// The unit does not run.
-    #[error("the unit is {state}, not active")]
+    #[error("the unit is {state}, not active{}", not_ready(state))]
     NotActive {
         /// systemd's word.
         state: String,
@@ -214,7 +220,14 @@ impl Gate {
     #[must_use]
     pub fn last_deadline(&self) -> Duration {
         // One health_timeout before an outage begins, one after it ends, and once more until something is stable.
-        self.began + OUTAGE_LIMIT + self.expected.health_timeout * 2 + STABLE
+        let health_timeout = self.expected.health_timeout;
+        self.began + OUTAGE_LIMIT + health_timeout + health_timeout.max(RECONNECT_LIMIT) + STABLE
+    }
+
+    /// How long the agent may take to connect while the API answers.
+    fn connect_limit(&self) -> Duration {
+        let health_timeout = self.expected.health_timeout;
+        if self.outage_began.is_some() { health_timeout.max(RECONNECT_LIMIT) } else { health_timeout }
     }
 
     /// Takes an observation into account. `now` must not go backwards.
@@ -292,7 +305,7 @@ impl Gate {
         if let Some(since) = self.api_since {
             // The agent had no chance to connect before it was there to try.
             let since = since.max(self.sound_since.unwrap_or(since));
-            return decide_at(since + self.expected.health_timeout, seen.now, || unconnected_while_api_answers(seen));
+            return decide_at(since + self.connect_limit(), seen.now, || unconnected_while_api_answers(seen));
         }
         let outage = self.outage_began.unwrap_or(seen.now) + OUTAGE_LIMIT;
         let stable = self.sound_since.unwrap_or(seen.now) + STABLE;
@@ -311,7 +324,7 @@ impl Gate {
             return Verdict::Healthy;
         }
         match self.api_since {
-            Some(since) if seen.now.saturating_sub(since) >= self.expected.health_timeout => {
+            Some(since) if seen.now.saturating_sub(since) >= self.connect_limit() => {
                 unconnected_while_api_answers(seen)
             }
             _ => Verdict::KeepUnproven { why: Symptom::ApiUnreachable },
@@ -350,6 +363,11 @@ fn other_identity(expected: &Identity, found: &Identity) -> Option<Symptom> {
         return other("the certificate", &found.certificate_sha256, &expected.certificate_sha256);
     }
     None
+}
+
+/// A start that takes this long is one that hangs.
+fn not_ready(state: &str) -> &'static str {
+    if state == Active::Activating.word() { ": the new version never said that it is ready" } else { "" }
 }
 
 fn said(last_error: Option<&str>) -> String {

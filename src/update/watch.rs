@@ -21,6 +21,8 @@ use crate::service::unit::Unit;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often the API is asked by the updater itself while the agent is not connected.
 const ASK_API_EVERY: Duration = Duration::from_secs(2);
+/// An API that hangs is away, and must not keep the watch from seeing a crash loop.
+const ASK_API_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the watch saw.
 #[derive(Debug)]
@@ -74,7 +76,8 @@ struct ApiProbe {
 impl ApiProbe {
     async fn reachable(&mut self, url: &url::Url) -> bool {
         if self.asked.is_none_or(|asked| asked.elapsed() >= ASK_API_EVERY) {
-            self.reachable = version::discover(&self.client, url).await.is_ok();
+            let asking = version::discover(&self.client, url);
+            self.reachable = tokio::time::timeout(ASK_API_LIMIT, asking).await.is_ok_and(|answer| answer.is_ok());
             self.asked = Some(Instant::now());
         }
         self.reachable

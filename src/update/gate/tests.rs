@@ -17,8 +17,8 @@ fn identity() -> Identity {
     }
 }
 
-fn gate() -> Gate {
-    Gate::new(Expected { version: "1.2.0".into(), identity: Some(identity()), health_timeout: HEALTH }, BEGAN)
+fn gate(health_timeout: Duration) -> Gate {
+    Gate::new(Expected { version: "1.2.0".into(), identity: Some(identity()), health_timeout }, BEGAN)
 }
 
 /// All is well, `second` seconds into the trial.
@@ -47,8 +47,12 @@ fn outage(second: u64) -> Observation {
 }
 
 /// Feeds one observation per second until a verdict; returns it with the second.
-fn run(mut at: impl FnMut(u64) -> Observation) -> (u64, Verdict) {
-    let mut gate = gate();
+fn run(at: impl FnMut(u64) -> Observation) -> (u64, Verdict) {
+    run_within(HEALTH, at)
+}
+
+fn run_within(health_timeout: Duration, mut at: impl FnMut(u64) -> Observation) -> (u64, Verdict) {
+    let mut gate = gate(health_timeout);
     for second in 0..3000 {
         match gate.observe(&at(second)) {
             Verdict::Wait { until } => assert!(until > at(second).now, "a deadline in the past at {second} s"),
@@ -142,6 +146,31 @@ fn after_an_outage_the_agent_has_the_whole_health_timeout_to_connect() {
 }
 
 #[test]
+fn a_short_health_timeout_does_not_blame_an_agent_that_pauses_between_two_tries_after_an_outage() {
+    let short = Duration::from_secs(10);
+    let after = |connects: u64| {
+        move |second| match second {
+            0..300 => outage(second),
+            _ if second < connects => unconnected(second),
+            _ => well(second),
+        }
+    };
+    assert_eq!(run_within(short, after(360)).1, Verdict::Healthy);
+    let (second, verdict) = run_within(short, after(u64::MAX));
+    assert_eq!(second, 300 + RECONNECT_LIMIT.as_secs());
+    assert!(matches!(unhealthy(&verdict), Symptom::NotConnected { .. }));
+    assert_eq!(run_within(short, unconnected).0, 10, "there was no outage");
+}
+
+#[test]
+fn a_start_that_hangs_is_told_from_a_unit_that_is_not_running() {
+    let told = |active: Active| unhealthy(&run(|s| Observation { active: active.clone(), ..well(s) }).1).to_string();
+    let hangs = "the unit is activating, not active: the new version never said that it is ready";
+    assert_eq!(told(Active::Activating), hangs);
+    assert_eq!(told(Active::Inactive), "the unit is inactive, not active");
+}
+
+#[test]
 fn an_outage_at_the_last_moment_before_the_deadline_saves_the_new_version() {
     let (second, verdict) = run(|second| if second < 89 { unconnected(second) } else { outage(second) });
     assert_eq!((second, verdict), (89 + 600, Verdict::KeepUnproven { why: Symptom::ApiUnreachable }));
@@ -177,7 +206,7 @@ fn a_process_that_connects_and_dies_is_not_committed() {
 
 #[test]
 fn a_pid_that_comes_again_is_another_process() {
-    let mut gate = gate();
+    let mut gate = gate(HEALTH);
     gate.observe(&well(0));
     let again = Observation { process: Some((100, 2)), ..well(4) };
     assert!(matches!(gate.observe(&again), Verdict::Wait { .. }));
@@ -239,7 +268,7 @@ fn the_old_process_is_not_judged_as_the_new_one() {
 
 #[test]
 fn an_identity_that_was_not_known_before_is_not_compared() {
-    let mut gate = gate();
+    let mut gate = gate(HEALTH);
     gate.expected.identity = None;
     gate.observe(&well(0));
     assert_eq!(gate.observe(&well(3)), Verdict::Healthy);
@@ -273,7 +302,7 @@ proptest! {
     fn whatever_is_observed_the_verdict_comes_in_time_and_is_deserved(
         observations in prop::collection::vec(any_observation(), 1..60),
     ) {
-        let mut gate = gate();
+        let mut gate = gate(HEALTH);
         let last = gate.last_deadline();
         let mut now = BEGAN;
         for (step_ms, seen) in observations.iter().cycle() {
