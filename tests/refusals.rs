@@ -397,8 +397,9 @@ fn a_machine_that_does_not_let_itself_be_updated_says_why_and_keeps_its_agent() 
     }
 
     let usage = site.agent(&["update", "--json", "--version", "banana"]);
-    assert_eq!((usage.code, usage.stdout.as_str()), (2, ""), "{usage:?}");
-    assert!(usage.stderr.contains("banana") && usage.stderr.contains("1.2.0"), "{usage:?}");
+    assert_eq!((usage.code, &usage.json["outcome"], &usage.json["exit_code"]), (2, &"refused".into(), &2.into()));
+    let message = usage.json["message"].as_str().unwrap();
+    assert!(message.contains("banana") && message.contains("1.2.0"), "{usage:?}");
 
     site.machine.check(["mkdir", "-p", "-m", "0700", STATE]).unwrap();
     let lock = format!("{STATE}/lock");
