@@ -7,7 +7,6 @@ use std::path::Path;
 
 use bamf_lab::binaries::agent_binary;
 use bamf_lab::machine::or_skip;
-use bamf_lab::plane::RateLimits;
 use bamf_lab::release::{Damage, Fault, ReleaseServer, SigningKey};
 use bamf_lab::site::{Ended, Site, UNIT, architecture};
 use serde_json::{Value, json};
@@ -16,11 +15,8 @@ const STATE: &str = "/var/lib/bamf-agent-updater";
 
 /// 1.0.0 runs and is connected, the API is at 1.1.0, and so is the newest release.
 fn site() -> Site {
-    let site = Site::install("1.0.0").unwrap();
-    site.plane.set_rate_limits(RateLimits { anonymous: u32::MAX, identified: u32::MAX });
-    site.plane.set_version(Some("1.1.0"));
+    let site = Site::running("1.1.0").unwrap();
     site.publish(&site.release("1.1.0")).unwrap();
-    site.start().unwrap();
     site
 }
 

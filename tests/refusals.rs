@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bamf_lab::binaries::{Defect, agent_binary, defective_binary};
 use bamf_lab::machine::or_skip;
-use bamf_lab::plane::{Endpoint, Fault as ApiFault, RateLimits};
+use bamf_lab::plane::{Endpoint, Fault as ApiFault};
 use bamf_lab::release::{ALWAYS, Damage, Fault, ListFlaw, Release, ReleaseServer, SignatureFlaw, elf};
 use bamf_lab::site::{BINARY, CONFIG, Ended, Site, Standing, architecture};
 use serde_json::Value;
@@ -21,12 +21,7 @@ const UPDATE: &[&str] = &["update", "--json"];
 
 /// 1.0.0 runs and is connected, the API is at 1.1.0.
 fn site() -> Site {
-    let site = Site::install("1.0.0").unwrap();
-    // A table asks for the API's version more often in a minute than any operator.
-    site.plane.set_rate_limits(RateLimits { anonymous: u32::MAX, identified: u32::MAX });
-    site.plane.set_version(Some("1.1.0"));
-    site.start().unwrap();
-    site
+    Site::running("1.1.0").unwrap()
 }
 
 /// v1.1.0 as it should be, with stand-ins for binaries: enough for whatever is refused before it would run.

@@ -1,7 +1,5 @@
 //! The main job on real systemd with the real binary: join once, update, roll back, and refuse what must be refused.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::time::Duration;
 
 use bamf_lab::binaries::{Defect, agent_binary, defective_binary};
@@ -12,20 +10,12 @@ use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A running site: 1.0.0 installed and connected, the API at `api`.
-fn site(api: &str) -> Site {
-    let site = Site::install("1.0.0").unwrap();
-    site.plane.set_version(Some(api));
-    site.start().unwrap();
-    site
-}
-
 #[test]
 fn one_join_and_one_certificate_through_restart_kill_update_and_rollback() {
     if or_skip("one_join_and_one_certificate_through_restart_kill_update_and_rollback") {
         return;
     }
-    let site = site("1.1.0");
+    let site = Site::running("1.1.0").unwrap();
     let certificate = site.certificate();
     let first = site.installed();
 
@@ -71,7 +61,7 @@ fn a_broken_version_is_rolled_back_and_the_old_one_runs_on() {
     if or_skip("a_broken_version_is_rolled_back_and_the_old_one_runs_on") {
         return;
     }
-    let site = site("1.2.0");
+    let site = Site::running("1.2.0").unwrap();
     // What hangs is given this long twice.
     site.edit_config(|text| text.replace("health_timeout: 20s", "health_timeout: 6s")).unwrap();
     let (certificate, first) = (site.certificate(), site.installed());
@@ -100,7 +90,7 @@ fn an_update_cures_a_crash_loop_and_leaves_a_stopped_service_stopped() {
         return;
     }
     const UPDATER: &str = "/root/bamf-agent";
-    let site = site("1.1.0");
+    let site = Site::running("1.1.0").unwrap();
     let certificate = site.certificate();
     site.publish(&site.release("1.1.0")).unwrap();
     site.machine.copy_in(agent_binary("1.1.0"), UPDATER, 0o755).unwrap();
@@ -129,7 +119,7 @@ fn the_updater_lives_by_the_configuration_that_the_unit_names() {
     if or_skip("the_updater_lives_by_the_configuration_that_the_unit_names") {
         return;
     }
-    let site = site("1.1.0");
+    let site = Site::running("1.1.0").unwrap();
     site.publish(&site.release("1.1.0")).unwrap();
     let machine = &site.machine;
     machine.check(["mv", "/etc/bamf/agent.yaml", "/etc/bamf/elsewhere.yaml"]).unwrap();

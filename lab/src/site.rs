@@ -128,6 +128,19 @@ impl Site {
         Self::install_binary(&binaries::agent_binary(version))
     }
 
+    /// A site whose agent runs in 1.0.0 and is connected, with the API at `api`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn running(api: &str) -> Result<Self, Error> {
+        let site = Self::install("1.0.0")?;
+        // Tests ask for the API's version more often in a minute than any operator.
+        site.plane.set_rate_limits(plane::RateLimits { anonymous: u32::MAX, identified: u32::MAX });
+        site.plane.set_version(Some(api));
+        site.start()?;
+        Ok(site)
+    }
+
     /// The same with a binary of the caller's.
     ///
     /// # Errors
