@@ -145,10 +145,10 @@ impl<'u> Updater<'u> {
             return Ok((Ending::UpToDate, Exit::Done, message));
         }
         let source_text = request.source.clone().unwrap_or_else(|| self.config.update.source.clone());
-        let paths = self.site.paths()?;
-        let installed = site::version_of(&paths.installed, self.build).await;
-        outcome.from = installed.as_ref().map(ToString::to_string);
         if request.check {
+            let paths = self.site.paths()?;
+            let installed = site::version_of(&paths.installed, self.build).await;
+            outcome.from = installed.as_ref().map(ToString::to_string);
             let standing = notes::peek(&self.site.place.state_dir);
             let source = self.open_source(&source_text, outcome)?;
             let plan = self.choose(request, installed.as_ref(), standing, &source, outcome).await?;
@@ -156,7 +156,8 @@ impl<'u> Updater<'u> {
             return Ok(checked(plan, refusal.as_ref(), outcome)?);
         }
         // Contract section 4: lock → …
-        let work = self.begin(paths).await?;
+        let work = self.begin().await?;
+        outcome.from = work.installed.as_ref().map(ToString::to_string);
         // "… and the next `update` (or boot) finishes or undoes the rest."
         self.finish_unfinished(&work, outcome).await?;
         // … → API version → choose → …
@@ -207,8 +208,7 @@ impl<'u> Updater<'u> {
     }
 
     async fn try_rollback(&mut self, no_restart: bool, by: &str, outcome: &mut Outcome) -> Result<End, Stop> {
-        let paths = self.site.paths()?;
-        let work = self.begin(paths).await?;
+        let work = self.begin().await?;
         self.turn_back(&work, no_restart, by)?;
         self.finish_unfinished(&work, outcome).await?;
         let disk = work.paths.look().map_err(disk_failed)?;
@@ -232,8 +232,9 @@ impl<'u> Updater<'u> {
 
     /// Ownership, permission, state directory and lock, in this order: who is told to become root should not find out
     /// then that a package manager owns the file.
-    async fn begin(&mut self, paths: Paths) -> Result<Work, Failure> {
-        owned(&paths, self.config.kubernetes).await.map_err(|refusal| Failure::new(refusal.reason(), &refusal))?;
+    async fn begin(&mut self) -> Result<Work, Failure> {
+        check_ownership(self.site, self.config.kubernetes).await?;
+        let paths = self.site.paths()?;
         if self.site.place.manager == Manager::System && !nix::unistd::geteuid().is_root() {
             let message = format!("replacing {} needs root: run the command with sudo", paths.installed.display());
             return Err(Failure::because(Reason::NotPermitted, message));
@@ -458,7 +459,12 @@ async fn owned(paths: &Paths, kubernetes: bool) -> Result<(), Refusal> {
 /// # Errors
 /// Something else owns the binary, or only root may replace it.
 pub async fn check_ownership(site: &Site, kubernetes: bool) -> Result<(), Failure> {
-    owned(&site.paths()?, kubernetes).await.map_err(|refusal| Failure::new(refusal.reason(), &refusal))
+    let refused = |refusal: Refusal| Failure::new(refusal.reason(), &refusal);
+    if kubernetes {
+        // Wherever the binary lies, and whether or not that can be seen.
+        return Err(refused(Refusal::Kubernetes));
+    }
+    owned(&site.paths()?, kubernetes).await.map_err(refused)
 }
 
 /// What `--check` says of a plan, and of a machine that cannot carry it out by itself.

@@ -1,5 +1,7 @@
 //! The demo as a person without root sees it, on a machine where that person has a service manager.
 
+use std::ffi::OsStr;
+use std::path::Path;
 use std::time::Duration;
 
 use bamf_lab::binaries::{self, Defect};
@@ -34,6 +36,12 @@ fn without_root_the_demo_uses_the_persons_own_service_manager() {
     }
     let broken = binaries::defective_binary("1.2.0", Defect::CrashesWhenReady);
     machine.copy_in(broken, "/opt/agents/1.2.0-crashes-when-ready", 0o755).unwrap();
+    // Where the workspace lies outside, cargo is run here too; it need not be visible in the machine, nor open to dora.
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    machine.check([OsStr::new("mkdir"), OsStr::new("-p"), workspace.as_os_str()]).unwrap();
+    for directory in workspace.ancestors() {
+        machine.check([OsStr::new("chmod"), OsStr::new("o+x"), directory.as_os_str()]).unwrap();
+    }
     // Logins start it on an ordinary machine; this one has none.
     machine
         .check([
