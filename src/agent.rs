@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Every task writes what it knows on the [`board`]; nothing else is shared. What an answer of the platform means for
-//! the agent is decided in [`reaction`], without a clock or a socket.
+//! the agent is decided in `reaction`, without a clock or a socket.
 
 pub mod board;
 mod commands;

@@ -1,6 +1,6 @@
 //! The edge: reads the command line, calls one room, prints what came of it, and names the exit code.
 //!
-//! Every failure ends here as one [`Failed`]: the exit code of contract section 1 and a chain of sentences. Rooms know
+//! Every failure ends here as one `Failed`: the exit code of contract section 1 and a chain of sentences. Rooms know
 //! nothing of codes but their reason words; nothing below this room prints.
 
 mod arguments;

@@ -36,7 +36,7 @@ macro_rules! keys {
         $path:literal, $place:ident, [$($variable:literal),*], default $default:literal,
         expects $expected:literal, $doc:literal
     })+) => {
-        $(#[doc = concat!("`", $path, "`: ", $doc, ".")]
+        $(#[doc = concat!("The key `", $path, "`.")]
         pub static $name: Key = Key {
             path: $path,
             in_file: keys!(@in_file $place),
