@@ -129,8 +129,13 @@ impl Call {
 
     /// The effective configuration; every problem of it at once otherwise.
     fn load(&self) -> Result<Loaded> {
-        config::load(&self.overrides, &self.environment)
-            .map_err(|invalid| Failed { exit: Exit::Config, message: invalid.to_string() })
+        config::load(&self.overrides, &self.environment).map_err(|invalid| {
+            // A misspelt key may be the reason why another one is missing.
+            for warning in &invalid.warnings {
+                output::note(format!("warning: {warning}"));
+            }
+            Failed { exit: Exit::Config, message: invalid.to_string() }
+        })
     }
 }
 

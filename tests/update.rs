@@ -138,3 +138,33 @@ fn the_updater_lives_by_the_configuration_that_the_unit_names() {
     assert_eq!((ended.code, &ended.json["reason"]), (78, &"config_invalid".into()), "{ended:?}");
     assert!(ended.json["message"].as_str().unwrap().contains("elsewhere.yaml"), "{ended:?}");
 }
+
+#[test]
+fn an_old_version_is_not_blamed_for_the_crashes_of_the_one_before() {
+    if or_skip("an_old_version_is_not_blamed_for_the_crashes_of_the_one_before") {
+        return;
+    }
+    let site = Site::running("1.0.0").unwrap();
+    // As after a crash loop: systemd itself has started what was put back, and its count of restarts is high.
+    for _ in 0..4 {
+        let pid = site.status()["pid"].clone();
+        site.machine.kill(UNIT, Signal::SIGKILL).unwrap();
+        let another = |_: &_| site.status()["pid"].is_u64() && site.status()["pid"] != pid;
+        site.machine.wait_until("another process", LIMIT, another).unwrap();
+    }
+    site.connected().unwrap();
+    let journal = serde_json::json!({"version": 1, "transaction": {
+        "id": "cut-off", "action": "update", "step": "restored",
+        "old": {"version": "1.0.0", "sha256": site.installed()},
+        "new": {"version": "1.1.0", "sha256": "0".repeat(64)},
+        "target": BINARY, "kept": "/usr/local/bin/.bamf-agent.previous",
+        "health_timeout_ms": 20_000, "service": {"unit": UNIT, "was_running": true},
+        "cause": {"reason": "unhealthy", "message": "it crashed"},
+    }});
+    site.machine.check(["mkdir", "-m", "0700", "/var/lib/bamf-agent-updater"]).unwrap();
+    site.machine.write("/var/lib/bamf-agent-updater/state.json", journal.to_string(), 0o600, "root").unwrap();
+    let pid = site.status()["pid"].clone();
+    let ended = site.agent(&["update", "--json"]);
+    assert_eq!((ended.code, &ended.json["reason"]), (23, &"unhealthy".into()), "{ended:?}");
+    assert_eq!(site.status()["pid"], pid, "what runs well is not restarted");
+}

@@ -19,9 +19,11 @@ use crate::update::site::UNIT;
         bamf-agent --config /etc/bamf/agent.yaml\n  \
         sudo bamf-agent update\n  \
         bamf-agent status\n\n\
-        Exit codes: 0 done, 1 failed, 2 usage, 10 update available, 20 beyond the API, 21 not authentic,\n\
-        22 not self-updatable here, 23 rolled back, 24 operator needed, 25 held back, 26 another update runs,\n\
-        69 unreachable, 74 disk, 77 not permitted, 78 configuration or identity invalid."
+        Exit codes: 0 done, 1 failed, 2 usage, 10 update available,\n\
+        20 beyond the API, 21 not authentic, 22 not self-updatable here,\n\
+        23 rolled back, 24 operator needed, 25 held back, 26 another update runs,\n\
+        69 unreachable, 74 disk, 77 not permitted,\n\
+        78 configuration or identity invalid."
 )]
 pub(super) struct Arguments {
     /// Configuration file [default: /etc/bamf/agent.yaml, then ./agent.yaml]

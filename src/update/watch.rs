@@ -46,9 +46,10 @@ pub(super) async fn watch(
         .map_err(|error| Failure::new(Reason::ConfigInvalid, &error))?;
     let mut gate = Gate::new(expected.clone(), clock::boottime());
     let mut api = ApiProbe { client, asked: None, reachable: true };
+    let mut restarts = Restarts::default();
     let mut seen = Seen { verdict: Verdict::Healthy, connected_after: None, sessions: None };
     loop {
-        let observation = observe(updater, paths, &mut api).await;
+        let observation = observe(updater, paths, &mut api, &mut restarts).await;
         if let Some(report) = &observation.agent {
             let well = report.connected && report.version == expected.version && observation.runs_new_file;
             if well && seen.connected_after.is_none() {
@@ -84,7 +85,28 @@ impl ApiProbe {
     }
 }
 
-async fn observe(updater: &Updater<'_>, paths: &Paths, api: &mut ApiProbe) -> Observation {
+/// systemd's count of automatic restarts, as far as this watch has seen it grow: what was counted before is the doing of
+/// the version before, which systemd may have replaced by itself after the files changed places.
+#[derive(Default)]
+struct Restarts {
+    base: Option<u32>,
+    grown: u32,
+}
+
+impl Restarts {
+    /// Takes the unit's count into account; one that cannot be looked at says nothing.
+    fn count(&mut self, unit: &Unit) -> u32 {
+        if unit.loaded {
+            // A count that went down was cleared by a start by hand.
+            let base = self.base.map_or(unit.restarts, |base| base.min(unit.restarts));
+            self.base = Some(base);
+            self.grown = unit.restarts - base;
+        }
+        self.grown
+    }
+}
+
+async fn observe(updater: &Updater<'_>, paths: &Paths, api: &mut ApiProbe, restarts: &mut Restarts) -> Observation {
     let unit = match updater.site.services().unit(&updater.site.place.unit).await {
         Ok(unit) => unit,
         Err(error) => {
@@ -99,7 +121,7 @@ async fn observe(updater: &Updater<'_>, paths: &Paths, api: &mut ApiProbe) -> Ob
         result: unit.result.clone(),
         process: unit.main_pid.and_then(|pid| Some((pid, process::start_ticks(pid)?))),
         runs_new_file: unit.main_pid.is_some_and(|pid| process::runs(pid, &paths.installed).unwrap_or(false)),
-        restarts: unit.restarts,
+        restarts: restarts.count(&unit),
         active: unit.active,
         // A connected agent is proof enough; the API is asked only where it could be to blame.
         api_reachable: connected || api.reachable(&updater.config.platform_url).await,
@@ -135,4 +157,21 @@ pub(super) fn identity(status: &Status) -> Option<Identity> {
 /// Seconds since 1970 of an RFC 3339 time.
 pub(super) fn seconds(time: &str) -> Option<i64> {
     time.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_restarts_that_the_watch_has_seen_are_counted() {
+        let unit = |restarts| Unit { loaded: true, restarts, ..Unit::default() };
+        let mut restarts = Restarts::default();
+        assert_eq!(restarts.count(&Unit::default()), 0, "nothing was seen yet");
+        assert_eq!(restarts.count(&unit(4)), 0, "the version before crashed four times");
+        assert_eq!(restarts.count(&unit(5)), 1);
+        assert_eq!(restarts.count(&Unit::default()), 1, "a unit that cannot be seen changes nothing");
+        assert_eq!(restarts.count(&unit(0)), 0, "cleared");
+        assert_eq!(restarts.count(&unit(3)), 3);
+    }
 }
