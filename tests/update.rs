@@ -168,3 +168,21 @@ fn an_old_version_is_not_blamed_for_the_crashes_of_the_one_before() {
     assert_eq!((ended.code, &ended.json["reason"]), (23, &"unhealthy".into()), "{ended:?}");
     assert_eq!(site.status()["pid"], pid, "what runs well is not restarted");
 }
+
+#[test]
+fn root_joins_by_hand_with_a_token_of_its_own_for_the_service_to_use() {
+    if or_skip("root_joins_by_hand_with_a_token_of_its_own_for_the_service_to_use") {
+        return;
+    }
+    let site = Site::install("1.0.0").unwrap();
+    site.plane.set_version(Some("1.0.0"));
+    site.configure_without_token().unwrap();
+    site.machine.write("/root/bamf-token", format!("{}\n", site.token), 0o600, "root").unwrap();
+    let joined = site.agent(&["join", "--token-file", "/root/bamf-token"]);
+    assert_eq!(joined.code, 0, "{joined:?}");
+    let owners = site.machine.check(["stat", "-c", "%U %a", "/var/lib/bamf-agent/agent.key"]).unwrap();
+    assert_eq!(owners.trim(), "bamf 600");
+    site.start().unwrap();
+    assert!(joined.stdout.contains(&site.certificate()), "{joined:?}");
+    assert_eq!(site.plane.joins().len(), 1);
+}

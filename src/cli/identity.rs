@@ -41,6 +41,8 @@ pub(super) async fn join(call: &Call, options: arguments::Join) -> Result {
     for warning in &loaded.warnings {
         output::note(format!("warning: {warning}"));
     }
+    // While still root: a token belongs in a file that nobody else can read.
+    let given = token(options.token, options.token_file.as_deref())?;
     become_owner(&config.data_dir)?;
     let store = Store::new(&config.data_dir);
     let failed = |error: identity::Error| Failed::new(exit_of_identity(&error), &error);
@@ -59,7 +61,7 @@ pub(super) async fn join(call: &Call, options: arguments::Join) -> Result {
         (Err(error), false) => return Err(failed(error)),
         (Ok(None), _) | (_, true) => {}
     }
-    let token = token(options.token, options.token_file.as_deref())?.or_else(|| config.join_token.clone());
+    let token = given.or_else(|| config.join_token.clone());
     let token = token.ok_or_else(|| Failed::new(Exit::Config, &registration::no_token(&config, &store)))?;
     let client = Client::new(&config.network, &config.platform_url, &call.build.version.to_string())
         .map_err(|error| Failed::new(Exit::Config, &error))?;
