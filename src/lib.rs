@@ -16,6 +16,7 @@ pub mod listen;
 pub mod platform;
 pub mod secret;
 pub mod service;
+pub mod stream;
 pub mod tasks;
 pub mod telemetry;
 pub mod update;
