@@ -13,6 +13,7 @@
 
 pub mod board;
 mod commands;
+mod edges;
 mod health;
 mod heartbeat;
 mod reaction;
@@ -30,6 +31,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use self::board::Board;
+use self::edges::Edges;
 use crate::config::Config;
 use crate::control;
 use crate::http;
@@ -39,6 +41,7 @@ use crate::platform::client::AgentClient;
 use crate::service::notify;
 use crate::tasks::Tasks;
 use crate::telemetry::Build;
+use crate::tunnel::Tunnels;
 
 /// Why the agent ends other than by a signal. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +111,10 @@ pub(crate) struct Context {
     /// A task that finds the agent cannot go on says why here.
     verdict: mpsc::Sender<Error>,
     tasks: Tasks,
+    /// Sessions run among these: they outlive the tasks that talk to the platform until they are drained.
+    work: Tasks,
+    tunnels: Tunnels,
+    edges: Edges,
 }
 
 impl Context {
@@ -165,6 +172,7 @@ pub async fn run(config: Config, warnings: &[String], build: &Build) -> Result<(
     let tasks = &context.tasks;
     tasks.spawn("heartbeat", heartbeat::run(context.clone()));
     tasks.spawn("commands", commands::run(context.clone()));
+    tasks.spawn("edges", edges::run(context.clone()));
     tasks.spawn("renewal", renewal::run(context.clone()));
     tasks.spawn("version watch", version_watch::run(context.clone(), build.version.clone()));
     notify::ready();
@@ -192,7 +200,11 @@ fn context(
     let (session, _) = watch::channel(Session { client: client.as_agent(&identity), identity });
     let (verdict, verdicts) = mpsc::channel(1);
     let instance = Arc::new(instance);
-    let context = Context { config, client, store, instance, board, session, verdict, tasks: Tasks::new() };
+    let work = Tasks::new();
+    let tunnels = Tunnels::new(config.resources.clone(), board.metrics.sessions.clone(), work.clone());
+    let edges = Edges::new();
+    let tasks = Tasks::new();
+    let context = Context { config, client, store, instance, board, session, verdict, tasks, work, tunnels, edges };
     (context, verdicts)
 }
 

@@ -19,4 +19,5 @@ pub mod service;
 pub mod stream;
 pub mod tasks;
 pub mod telemetry;
+pub mod tunnel;
 pub mod update;

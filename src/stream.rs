@@ -137,6 +137,12 @@ impl Stream {
         connection.sent_until() == self.outbox.end() && !connection.has_control()
     }
 
+    /// How many bytes go over the wire again because this connection had to begin before where the last one was.
+    #[must_use]
+    pub const fn repeats(&self, connection: &Connection) -> u64 {
+        self.outbox.sent_end().saturating_sub(connection.sent_until())
+    }
+
     /// How urgent an ACK is.
     #[must_use]
     pub const fn ack_wanted(&self) -> AckWanted {

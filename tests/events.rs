@@ -18,14 +18,14 @@ fn home(plane: &ControlPlane) -> Home {
     Home::settled(BINARY, plane)
 }
 
-/// Asks for a session and waits until the agent has seen it.
-fn expect_session(plane: &ControlPlane, agent: &Agent, session: &str) {
+/// Asks for a session, in a command without a certificate, and waits until the agent has seen it.
+fn expect_session(plane: &ControlPlane, agent: &Agent, resource: &str) {
     let data = json!({
-        "command": "dial", "session_id": session, "resource_name": "wiki", "resource_type": "http",
+        "command": "dial", "session_id": "-an-id", "resource_name": resource, "resource_type": "http",
         "bridge_host": "0.bridge.test", "bridge_port": 443, "later": {"added": [1]},
     });
     assert!(plane.send(NAME, "tunnel_request", &data).is_some());
-    agent.expect(session);
+    agent.expect(resource);
 }
 
 #[test]
@@ -65,16 +65,18 @@ fn what_is_no_event_is_passed_over_and_the_stream_goes_on() {
 }
 
 #[test]
-fn commands_of_a_later_version_are_answered_by_a_clear_line() {
+fn a_command_that_lacks_something_is_answered_by_a_line_that_says_what() {
     let plane = plane();
     let home = home(&plane);
     let agent = home.connect(&plane);
     expect_session(&plane, &agent, "session-one");
-    agent.expect("sessions are not served by this version");
-    let relay = json!({"command": "relay_connect", "bridge_host": "1.bridge.test", "bridge_port": 443});
+    agent.expect("the certificate that came with the command cannot be used");
+    let relay = json!({"command": "relay_connect", "bridge_port": 443});
     assert!(plane.send(NAME, "relay_connect", &relay).is_some());
-    agent.expect("the relay is not served by this version");
-    agent.expect("1.bridge.test");
+    agent.expect("names no bridge");
+    let endless = json!({"session_id": "x".repeat(300), "resource_name": "wiki"});
+    assert!(plane.send(NAME, "tunnel_request", &endless).is_some());
+    agent.expect("an impossible id");
 }
 
 #[test]
@@ -83,9 +85,13 @@ fn an_answer_cannot_forge_a_line_of_the_log() {
     let home = home(&plane);
     let agent = home.connect(&plane);
     expect_session(&plane, &agent, "forged\n{\"level\":\"ERROR\"}\u{1b}[31m".split('\n').next().unwrap());
-    let data = json!({"command": "dial", "session_id": "x\n{\"level\":\"FORGED\"}\u{1b}[31mred", "resource_name": "w"});
-    assert!(plane.send(NAME, "tunnel_request", &data).is_some());
+    let forged = "x\n{\"level\":\"FORGED\"}\u{1b}[31mred";
+    for (id, resource) in [("id", forged), (forged, "w")] {
+        let data = json!({"command": "dial", "session_id": id, "resource_name": resource});
+        assert!(plane.send(NAME, "tunnel_request", &data).is_some());
+    }
     agent.expect("FORGED");
+    agent.expect("an impossible id");
     let log = agent.log();
     assert!(!log.contains('\u{1b}') && log.lines().all(|line| line.starts_with("{\"timestamp\"")), "{log}");
 }
@@ -120,7 +126,7 @@ fn ends_and_opens(cut: bool) {
         assert!(gap < limit, "cut: {cut}, open {opens}: {gap:?}");
     }
     assert_eq!(most_open, 1);
-    assert!(!agent.log().contains("a session was asked for"), "half an event was obeyed:\n{}", agent.log());
+    assert!(!agent.log().contains("a command was ignored"), "half an event was obeyed:\n{}", agent.log());
     expect_session(&plane, &agent, "session-on-the-new-stream");
 }
 

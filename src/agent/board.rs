@@ -78,6 +78,7 @@ impl Board {
     pub fn status(&self) -> Status {
         let state = self.lock();
         let mut status = state.status.clone();
+        status.sessions.active = u64::try_from(self.metrics.sessions.active.get()).unwrap_or_default();
         status.api.connected = state.connected();
         let errors = [&state.standing_error, &state.heartbeat_error, &state.stream_error];
         status.api.last_error = errors.into_iter().flatten().next().cloned();

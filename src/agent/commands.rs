@@ -71,14 +71,9 @@ fn obey(context: &Context, session: &Session, command: Command) {
         Command::Revoke { reason } => {
             context.give_up(Error::Revoked { name: session.identity.name.clone(), reason });
         }
-        Command::Tunnel(request) => tracing::warn!(
-            session = %request.session_id,
-            resource = %request.resource_name,
-            command = %request.command,
-            "a session was asked for; sessions are not served by this version"
-        ),
-        Command::Relay { edge, bridge } => {
-            tracing::warn!(%edge, %bridge, "web requests are waiting; the relay is not served by this version");
+        Command::Tunnel(request) => context.tunnels.obey(request),
+        Command::Relay(request) => {
+            tracing::warn!(edge = %request.edge, bridge = %request.bridge, "web requests are waiting; the relay is not served by this version");
         }
         Command::Unknown(event) => tracing::info!(%event, "an event of a later platform was ignored"),
         Command::Unusable(why) => tracing::warn!(%why, "an event was ignored"),

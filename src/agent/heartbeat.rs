@@ -19,9 +19,11 @@ pub(super) async fn run(context: Context) {
     let mut replaced = context.session.subscribe();
     let cap = context.config.reconnect_max_delay.min(RETRY_CAP);
     let mut retry = Retry::new(Way::Heartbeat, context.config.reconnect_base_delay, cap);
-    let body = HeartbeatRequest::new(&context.config, &context.instance.instance_id);
+    let mut body = HeartbeatRequest::new(&context.config, &context.instance.instance_id);
     loop {
         let session = replaced.borrow_and_update().clone();
+        body.active_tunnels = context.tunnels.active() as u64;
+        body.edge_rtts = context.edges.measured();
         let beat = beat(&context, &session, &body, &mut retry);
         tokio::pin!(beat);
         let wait = tokio::select! {
@@ -44,7 +46,8 @@ pub(super) async fn run(context: Context) {
 /// One heartbeat; returns how long to wait for the next.
 async fn beat(context: &Context, session: &Session, body: &HeartbeatRequest, retry: &mut Retry) -> Duration {
     match session.client.heartbeat(body).await {
-        Ok(_answer) => {
+        Ok(answer) => {
+            context.edges.ask(answer.edge_probe_targets);
             if !context.board.connected() {
                 tracing::info!(agent = %session.identity.name, "the platform accepts the agent's heartbeat");
             }

@@ -2,8 +2,9 @@
 //!
 //! 1. A new instance id is stored for the next start: `draining` sticks to an id on the platform (protocol 5.2).
 //! 2. Drain: no more commands, while heartbeats go on.
-//! 3. The tasks end; no heartbeat may register the instance again.
-//! 4. Offline: the platform forgets the instance now instead of in 180 s.
+//! 3. Sessions get `update.drain_timeout` to end by themselves; the rest is ended, and their clients are told.
+//! 4. The tasks end; no heartbeat may register the instance again.
+//! 5. Offline: the platform forgets the instance now instead of in 180 s.
 //!
 //! Every step is limited, and a second signal skips what is left.
 
@@ -21,6 +22,8 @@ use crate::service::notify;
 
 /// How long tasks may take to end once they were asked to.
 pub(super) const TASK_LIMIT: Duration = Duration::from_secs(5);
+/// How long clients may take to hear that their sessions are ended.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 /// How long the platform may take for each of the two calls.
 const CALL_LIMIT: Duration = Duration::from_secs(5);
 
@@ -81,11 +84,15 @@ pub(super) async fn in_order(context: &Context, signals: &mut Signals, goodbye: 
 async fn all_steps(context: &Context, goodbye: bool) {
     let session = context.session();
     let id = context.instance.instance_id.as_str();
+    context.tunnels.leave();
     if goodbye {
         retire(context);
         limited("drain", session.client.drain(id)).await;
+        drain_sessions(context).await;
     }
-    let left = context.tasks.shut_down(TASK_LIMIT).await;
+    context.tunnels.end_all();
+    context.tunnels.drained(GOODBYE_LIMIT).await;
+    let left = context.work.shut_down(Duration::ZERO).await + context.tasks.shut_down(TASK_LIMIT).await;
     if left > 0 {
         tracing::warn!(left, "tasks did not end in time");
     }
@@ -93,6 +100,19 @@ async fn all_steps(context: &Context, goodbye: bool) {
         limited("offline", session.client.offline(id)).await;
     }
     tracing::info!("bye");
+}
+
+/// Gives sessions the time to end by themselves.
+async fn drain_sessions(context: &Context) {
+    let (open, limit) = (context.tunnels.active(), context.config.update.drain_timeout);
+    if open == 0 {
+        return;
+    }
+    tracing::info!(open, limit_s = limit.as_secs(), "waiting for sessions to end");
+    let left = context.tunnels.drained(limit).await;
+    if left > 0 {
+        tracing::warn!(left, "sessions are ended (`update.drain_timeout` is over)");
+    }
 }
 
 fn retire(context: &Context) {

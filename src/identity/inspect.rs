@@ -70,6 +70,13 @@ pub fn inspect(material: Material) -> Result<Identity, Flaw> {
     Ok(Identity { sha256: fingerprint(&der), name, not_before, not_after, material })
 }
 
+/// When the first certificate of a PEM text ends; `None` where it cannot be read.
+#[must_use]
+pub fn valid_until(certificate_pem: &str) -> Option<std::time::SystemTime> {
+    let der = certificate(certificate_pem, "certificate").ok()?;
+    Some(Certificate::from_der(&der).ok()?.tbs_certificate().validity().not_after.to_system_time())
+}
+
 /// SHA-256 of DER bytes in lower-case hex, the platform's fingerprint (protocol 4.4).
 #[must_use]
 pub fn fingerprint(der: &[u8]) -> String {

@@ -11,6 +11,8 @@ use serde_json::{Map, Value};
 
 use super::failure::Failure;
 use super::sse::{Decoder, Event, Item};
+use super::wire::BridgeAddress;
+use crate::secret::Secret;
 
 /// The platform sends an event after about 30 idle seconds; two of them and a half may be late.
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(75);
@@ -28,29 +30,52 @@ pub enum Command {
     /// Somebody opens a session, or a session's bridge connection should be made again.
     Tunnel(TunnelRequest),
     /// Web requests are waiting at a bridge.
-    Relay {
-        /// The edge; empty for the default one.
-        edge: String,
-        /// The bridge.
-        bridge: String,
-    },
+    Relay(RelayRequest),
     /// An event of a later platform, by name.
     Unknown(String),
     /// Something that cannot be used, and why.
     Unusable(String),
 }
 
-/// What is named in a tunnel request. The session's key and certificate stay out of sight.
+/// Which connection of a session is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TunnelKind {
+    /// The first.
+    Dial,
+    /// A later one.
+    Redial,
+}
+
+/// A connection of a session (protocol 6.2). Fields that the platform left out are empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunnelRequest {
-    /// `dial` or `redial`.
-    pub command: String,
-    /// Opaque id of the session.
+    /// The first or a later connection.
+    pub kind: TunnelKind,
+    /// Where to.
+    pub bridge: BridgeAddress,
+    /// The session's certificate, PEM.
+    pub certificate_pem: Secret,
+    /// Its key, PEM.
+    pub private_key_pem: Secret,
+    /// Whom to believe, PEM.
+    pub ca_pem: String,
+    /// Opaque id of the session, as it came.
     pub session_id: String,
     /// The resource that is asked for.
     pub resource_name: String,
     /// Effective type; may differ from the configured one.
     pub resource_type: String,
+}
+
+/// A pool of connections at a bridge (protocol 6.2, 9.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayRequest {
+    /// The edge; empty for the default one.
+    pub edge: String,
+    /// Where to.
+    pub bridge: BridgeAddress,
+    /// Whom to believe, PEM; the stored authority where it is left out.
+    pub ca_pem: Option<String>,
 }
 
 /// Reads commands from an open stream.
@@ -113,23 +138,48 @@ fn command(event: &Event) -> Command {
     let text = |key: &str| text(&event.data, key);
     match event.name.as_str() {
         "heartbeat" => Command::Alive,
-        "revoke" => Command::Revoke { reason: text("reason") },
-        "tunnel_request" => match text("command").as_str() {
-            known @ ("" | "dial" | "redial") => Command::Tunnel(TunnelRequest {
-                command: if known.is_empty() { "dial".to_owned() } else { known.to_owned() },
-                session_id: text("session_id"),
-                resource_name: text("resource_name"),
-                resource_type: text("resource_type"),
-            }),
-            other => Command::Unusable(format!("unknown tunnel command {other:?}")),
+        "revoke" => Command::Revoke { reason: super::failure::printable(text("reason")) },
+        "tunnel_request" => match text("command") {
+            "" | "dial" => Command::Tunnel(tunnel(TunnelKind::Dial, &event.data)),
+            "redial" => Command::Tunnel(tunnel(TunnelKind::Redial, &event.data)),
+            other => Command::Unusable(format!("unknown tunnel command {:?}", super::failure::printable(other))),
         },
-        "relay_connect" => Command::Relay { edge: text("edge"), bridge: text("bridge_host") },
+        "relay_connect" => match bridge(&event.data) {
+            bridge if bridge.host.is_empty() || bridge.port == 0 => {
+                Command::Unusable("a relay_connect that names no bridge".to_owned())
+            }
+            bridge => Command::Relay(RelayRequest {
+                edge: text("edge").to_owned(),
+                bridge,
+                ca_pem: Some(text("ca_certificate").to_owned()).filter(|pem| !pem.is_empty()),
+            }),
+        },
         other => Command::Unknown(super::failure::printable(other)),
     }
 }
 
-fn text(data: &Map<String, Value>, key: &str) -> String {
-    data.get(key).and_then(Value::as_str).map(super::failure::printable).unwrap_or_default()
+fn text<'a>(data: &'a Map<String, Value>, key: &str) -> &'a str {
+    data.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The bridge of a command; port 0 where none is given or it is none.
+fn bridge(data: &Map<String, Value>) -> BridgeAddress {
+    let port = data.get("bridge_port").and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok());
+    BridgeAddress { host: text(data, "bridge_host").to_owned(), port: port.unwrap_or_default() }
+}
+
+fn tunnel(kind: TunnelKind, data: &Map<String, Value>) -> TunnelRequest {
+    let secret = |key: &str| Secret::new(text(data, key).to_owned());
+    TunnelRequest {
+        kind,
+        bridge: bridge(data),
+        certificate_pem: secret("session_cert"),
+        private_key_pem: secret("session_key"),
+        ca_pem: text(data, "ca_certificate").to_owned(),
+        session_id: text(data, "session_id").to_owned(),
+        resource_name: super::failure::one_line(text(data, "resource_name")),
+        resource_type: super::failure::one_line(text(data, "resource_type")),
+    }
 }
 
 #[cfg(test)]
@@ -148,7 +198,7 @@ mod tests {
         let Command::Tunnel(request) = read("tunnel_request", r#"{"session_id":"-x","resource_name":"db"}"#) else {
             panic!("a dial without a command is a dial")
         };
-        assert_eq!((request.command.as_str(), request.session_id.as_str()), ("dial", "-x"));
+        assert_eq!((request.kind, request.session_id.as_str()), (TunnelKind::Dial, "-x"));
     }
 
     #[test]
@@ -189,6 +239,38 @@ mod tests {
 
     #[test]
     fn fields_of_the_wrong_type_do_not_panic() {
-        assert_eq!(read("revoke", r#"{"reason":{"deep":[1]}}"#), Command::Revoke { reason: String::new() });
+        let reason = "(no explanation)".to_owned();
+        assert_eq!(read("revoke", r#"{"reason":{"deep":[1]}}"#), Command::Revoke { reason });
+        for port in ["-1", "65536", "\"443\"", "4.5", "null"] {
+            let data = format!(r#"{{"bridge_host":"h","bridge_port":{port},"session_id":["x"]}}"#);
+            let Command::Tunnel(request) = read("tunnel_request", &data) else { panic!("{data}") };
+            assert_eq!((request.bridge.port, request.session_id.as_str()), (0, ""), "{port}");
+            assert!(matches!(read("relay_connect", &data), Command::Unusable(_)));
+        }
+    }
+
+    #[test]
+    fn the_protocols_dial_and_relay_commands_are_read_whole() {
+        let vectors: Value = serde_json::from_str(include_str!("../../tests/vectors.json")).unwrap();
+        for case in vectors["sse"].as_array().unwrap() {
+            let mut items = Vec::new();
+            Decoder::new().feed(case["text"].as_str().unwrap().as_bytes(), &mut items).unwrap();
+            let data = &case["parsed"]["data"];
+            match items.into_iter().map(interpret).next() {
+                Some(Command::Tunnel(request)) => {
+                    assert_eq!(request.session_id, data["session_id"].as_str().unwrap());
+                    assert_eq!(request.certificate_pem.expose(), data["session_cert"].as_str().unwrap());
+                    assert_eq!(request.private_key_pem.expose(), data["session_key"].as_str().unwrap());
+                    assert_eq!(request.ca_pem, data["ca_certificate"].as_str().unwrap());
+                    assert_eq!(request.bridge.port, 443);
+                    assert!(!format!("{request:?}").contains("PRIVATE"), "no key in a log");
+                }
+                Some(Command::Relay(request)) => {
+                    assert_eq!(request.bridge.host, data["bridge_host"].as_str().unwrap());
+                    assert_eq!(request.edge, data["edge"].as_str().unwrap_or_default());
+                }
+                _ => {}
+            }
+        }
     }
 }

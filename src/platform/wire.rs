@@ -52,7 +52,7 @@ pub struct HeartbeatRequest {
 }
 
 impl HeartbeatRequest {
-    /// The heartbeat of an agent with this configuration.
+    /// The heartbeat of an agent with this configuration and nothing to do yet.
     #[must_use]
     pub fn new(config: &Config, instance_id: &str) -> Self {
         Self {
@@ -133,6 +133,21 @@ pub struct EdgeProbeTarget {
     pub host: String,
     /// Port to connect to.
     pub port: u16,
+}
+
+/// Where a bridge is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BridgeAddress {
+    /// Host to dial, and the name that its certificate must have.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+impl std::fmt::Display for BridgeAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
 }
 
 /// `POST /api/v1/agents/{id}/drain`.

@@ -15,6 +15,18 @@ pub struct Received {
     pub closed: bool,
 }
 
+impl Received {
+    /// What two calls came upon together.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self {
+            resumed: self.resumed || other.resumed,
+            acknowledged: self.acknowledged || other.acknowledged,
+            closed: self.closed || other.closed,
+        }
+    }
+}
+
 /// One thing that was found in the input.
 pub(super) enum Progress<'a> {
     /// The input is used up.

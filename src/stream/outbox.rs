@@ -67,6 +67,11 @@ impl Outbox {
         self.end
     }
 
+    /// The furthest that any connection has sent.
+    pub(super) const fn sent_end(&self) -> u64 {
+        self.sent_end
+    }
+
     pub(super) const fn held(&self) -> usize {
         self.held
     }
@@ -140,8 +145,9 @@ impl Outbox {
     /// Gives up chunks that the peer has, unless the connection is still in the middle of one.
     fn release(&mut self, sent_until: u64) {
         let until = self.acknowledged_end.min(sent_until);
-        while let Some(chunk) = self.chunks.pop_front_if(|chunk| chunk.end() <= until) {
+        while let Some(chunk) = self.chunks.front().filter(|chunk| chunk.end() <= until) {
             self.held -= chunk.bytes.len() + CHUNK_OVERHEAD;
+            self.chunks.pop_front();
         }
         if self.chunks.is_empty() {
             // An idle session holds no buffer.

@@ -9,8 +9,8 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// Sessions, those that wait for a redial included.
-    pub active_tunnels: IntGauge,
+    /// Sessions and what they carry.
+    pub sessions: SessionMetrics,
     /// 1 while any relay connection is open.
     pub active_relay: IntGauge,
     /// 1 while registered and connected.
@@ -57,7 +57,7 @@ impl Metrics {
         )?;
         registry.register(Box::new(certificate_expiry.clone()))?;
         Ok(Self {
-            active_tunnels: gauge("bamf_agent_active_tunnels", "Sessions, those that wait for a redial included.")?,
+            sessions: SessionMetrics::registered(&registry)?,
             active_relay: gauge("bamf_agent_active_relay", "1 while any relay connection is open.")?,
             connected: gauge("bamf_agent_connected", "1 while registered and connected to the platform.")?,
             heartbeats: counters("bamf_agent_heartbeats_total", "Heartbeats by outcome.")?,
@@ -76,6 +76,72 @@ impl Metrics {
             tracing::warn!(%error, "the metrics cannot be written");
         }
         text
+    }
+}
+
+/// Sessions and what they carry.
+#[derive(Clone, Debug)]
+pub struct SessionMetrics {
+    /// Open sessions, those that wait for a redial included.
+    pub active: IntGauge,
+    /// Sessions opened since the start.
+    pub opened: IntCounter,
+    /// Sessions that were refused.
+    pub refused: IntCounter,
+    /// Redials that were begun.
+    pub redials: IntCounter,
+    /// Bytes from targets to clients.
+    pub sent: IntCounter,
+    /// Bytes from clients to targets.
+    pub received: IntCounter,
+    /// Bytes that were sent again after a connection was lost.
+    pub repeated: IntCounter,
+    /// How often a target had to wait for a client's acknowledgement.
+    pub blocked: IntCounter,
+    /// Targets that could not be reached.
+    pub unreachable: IntCounter,
+}
+
+impl SessionMetrics {
+    /// Counters that nobody scrapes.
+    ///
+    /// # Panics
+    /// Never: the names are constant and valid.
+    #[must_use]
+    pub fn unregistered() -> Self {
+        Self::registered(&Registry::new()).expect("the names are valid and different")
+    }
+
+    fn registered(registry: &Registry) -> prometheus::Result<Self> {
+        let active = IntGauge::new("bamf_agent_active_tunnels", "Sessions, those that wait for a redial included.")?;
+        registry.register(Box::new(active.clone()))?;
+        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let bytes = IntCounterVec::new(
+            Opts::new("bamf_agent_session_bytes_total", "Bytes carried for sessions, by direction."),
+            &["direction"],
+        )?;
+        registry.register(Box::new(bytes.clone()))?;
+        Ok(Self {
+            active,
+            opened: counter("bamf_agent_sessions_opened_total", "Sessions opened since the start.")?,
+            refused: counter("bamf_agent_sessions_refused_total", "Sessions refused since the start.")?,
+            redials: counter("bamf_agent_session_redials_total", "Further bridge connections that were begun.")?,
+            sent: bytes.with_label_values(&["to_client"]),
+            received: bytes.with_label_values(&["to_target"]),
+            repeated: counter(
+                "bamf_agent_stream_retransmitted_bytes_total",
+                "Bytes that were sent again after a bridge connection was lost.",
+            )?,
+            blocked: counter(
+                "bamf_agent_stream_blocked_total",
+                "How often a target had to wait for a client's acknowledgements.",
+            )?,
+            unreachable: counter("bamf_agent_targets_unreachable_total", "Targets that could not be reached.")?,
+        })
     }
 }
 

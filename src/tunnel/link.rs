@@ -1,0 +1,212 @@
+//! A connection to a bridge: bytes in, bytes out. Sessions and relays know nothing else of it.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::scratch::{self, Kind};
+use super::tls::Tls;
+
+/// Plaintext that is sealed and written at once.
+pub const SEND: usize = scratch::READ;
+
+/// A TLS 1.3 connection to a bridge.
+///
+/// It holds bytes only where the network does not take or complete them: idle, it has no buffer.
+pub struct Link {
+    socket: TcpStream,
+    tls: Tls,
+    /// What has come and is not a complete record yet.
+    incoming: Vec<u8>,
+    /// `incoming` may hold complete records: the handshake left them.
+    unread: bool,
+    /// What is sealed and not taken by the socket yet.
+    outgoing: Vec<u8>,
+    sent: usize,
+    /// Opened bytes that a reader of [`AsyncRead`] had no room for.
+    plain: Vec<u8>,
+    given: usize,
+    /// The peer sends nothing any more.
+    ended: bool,
+    closing: bool,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("peer", &self.socket.peer_addr()).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// A connection after its handshake; `incoming` is what came behind it.
+    pub(super) const fn new(socket: TcpStream, tls: Tls, incoming: Vec<u8>) -> Self {
+        Self {
+            socket,
+            tls,
+            unread: !incoming.is_empty(),
+            incoming,
+            outgoing: Vec::new(),
+            sent: 0,
+            plain: Vec::new(),
+            given: 0,
+            ended: false,
+            closing: false,
+        }
+    }
+
+    /// Reads what has come and hands it to `sink`, piece by piece; returns how many bytes, 0 at the end.
+    ///
+    /// # Errors
+    /// The connection broke, or the peer sent an alert.
+    pub fn poll_receive(&mut self, cx: &mut Context<'_>, sink: &mut dyn FnMut(&[u8])) -> Poll<io::Result<usize>> {
+        while !self.ended {
+            let opened = scratch::with(Kind::Incoming, |buffer| self.read_and_open(cx, buffer, sink));
+            let received = ready!(opened)?;
+            if received > 0 {
+                return Poll::Ready(Ok(received));
+            }
+        }
+        Poll::Ready(Ok(0))
+    }
+
+    /// One read from the socket. The buffer begins with what was left over.
+    fn read_and_open(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut Vec<u8>,
+        sink: &mut dyn FnMut(&[u8]),
+    ) -> Poll<io::Result<usize>> {
+        let kept = self.incoming.len();
+        buffer.resize(kept.max(scratch::READ / 2) + scratch::READ, 0);
+        let mut filled = kept;
+        if !std::mem::take(&mut self.unread) {
+            let mut space = ReadBuf::new(&mut buffer[kept..]);
+            ready!(Pin::new(&mut self.socket).poll_read(cx, &mut space))?;
+            filled += space.filled().len();
+            if filled == kept {
+                // Without close_notify the end is not the peer's word; to a session it is a break all the same.
+                self.ended = true;
+                return Poll::Ready(Ok(0));
+            }
+        }
+        buffer[..kept].copy_from_slice(&self.incoming);
+        let opened = self.tls.open(&mut buffer[..filled], &mut self.outgoing, sink);
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.ended = true;
+                // The alert that says why; whether it arrives does not matter any more.
+                drop(self.poll_flush_outgoing(cx));
+                return Poll::Ready(Err(error));
+            }
+        };
+        self.incoming = buffer[opened.consumed..filled].to_vec();
+        self.ended = opened.ended;
+        Poll::Ready(Ok(opened.plain))
+    }
+
+    /// Waits until everything that was sealed is with the kernel.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub fn poll_flush_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.outgoing.len() {
+            let count = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.outgoing[self.sent..]))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sent += count;
+        }
+        if !self.outgoing.is_empty() {
+            (self.outgoing, self.sent) = (Vec::new(), 0);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Seals `plain` and writes as much as the socket takes; the rest is kept. Call it only when
+    /// [`Self::poll_flush_outgoing`] was ready, with at most [`SEND`] bytes: that is the bound of what is kept.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub fn send(&mut self, cx: &mut Context<'_>, plain: &[u8]) -> io::Result<()> {
+        scratch::with(Kind::Outgoing, |sealed| {
+            sealed.clear();
+            // What a received record made us say comes first.
+            sealed.append(&mut self.outgoing);
+            self.sent = 0;
+            self.tls.seal(plain, sealed)?;
+            let mut written = 0;
+            while written < sealed.len() {
+                match Pin::new(&mut self.socket).poll_write(cx, &sealed[written..]) {
+                    Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                    Poll::Ready(Ok(count)) => written += count,
+                    Poll::Ready(Err(error)) => return Err(error),
+                    Poll::Pending => break,
+                }
+            }
+            self.outgoing.extend_from_slice(&sealed[written..]);
+            Ok(())
+        })
+    }
+
+    /// Says that nothing follows, and closes the sending side.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !std::mem::replace(&mut self.closing, true) {
+            self.tls.close_notify(&mut self.outgoing)?;
+        }
+        ready!(self.poll_flush_outgoing(cx))?;
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Link {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.given == this.plain.len() {
+            let mut plain = std::mem::take(&mut this.plain);
+            plain.clear();
+            this.given = 0;
+            let received = this.poll_receive(cx, &mut |piece| {
+                // What the reader has room for is not copied twice.
+                let direct = if plain.is_empty() { piece.len().min(into.remaining()) } else { 0 };
+                let (now, later) = piece.split_at(direct);
+                into.put_slice(now);
+                plain.extend_from_slice(later);
+            });
+            this.plain = plain;
+            return received.map_ok(drop);
+        }
+        let rest = &this.plain[this.given..];
+        let count = rest.len().min(into.remaining());
+        into.put_slice(&rest[..count]);
+        this.given += count;
+        if this.given == this.plain.len() {
+            (this.plain, this.given) = (Vec::new(), 0);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Link {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_flush_outgoing(cx))?;
+        let count = bytes.len().min(SEND);
+        this.send(cx, &bytes[..count])?;
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_flush_outgoing(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_close(cx)
+    }
+}

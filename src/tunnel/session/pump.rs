@@ -1,0 +1,263 @@
+//! The moving of bytes: from the link towards the target, from the target towards the link.
+
+use std::io;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use super::{Attached, End, Mode, Phase, Session};
+use crate::stream::{AckWanted, FRAME_PAYLOAD, Received, Stream, Violation};
+use crate::tunnel::link::SEND;
+use crate::tunnel::scratch::{self, Kind};
+
+/// Payload that is read from a target at once: frames of it fill [`SEND`] to the byte.
+const READ: usize = SEND / (2 * 16_384) * FRAME_PAYLOAD;
+
+/// Bytes for the target beyond which the bridge is not read.
+const BACKLOG: usize = 1024 * 1024;
+/// The same while the window is full: the ACKs that would open it may lie behind data (protocol W9).
+const BACKLOG_WHEN_BLOCKED: usize = 16 * 1024 * 1024;
+
+/// An ACK goes this long after something was received, if nothing else takes it along earlier. Peers are used to 50 ms.
+const ACK_DELAY: Duration = Duration::from_millis(20);
+
+/// Shorter pieces are put into one record with what goes before and after them.
+const SHORT: usize = 2048;
+
+impl Session {
+    /// From the bridge: opens what came and gives it to the target, or to the backlog.
+    pub(super) fn receive(&mut self, cx: &mut Context<'_>) -> bool {
+        if matches!(self.phase, Phase::Delivering { .. } | Phase::Lingering { .. }) || !self.has_room_inbound() {
+            return false;
+        }
+        let Some(Attached { link, connection }) = &mut self.link else { return false };
+        let (mode, ledger) = (&mut self.mode, &self.ledger);
+        let mut outcome = Ok(Received::default());
+        let (received, plain) = scratch::with(Kind::Plain, |plain| {
+            plain.clear();
+            let received = link.poll_receive(cx, &mut |piece| match mode {
+                Mode::Raw => plain.extend_from_slice(piece),
+                Mode::Framed(stream) => {
+                    if let Ok(before) = outcome {
+                        let now = stream.receive(connection, piece, &mut |fresh| plain.extend_from_slice(fresh));
+                        outcome = now.map(|now| before.and(now));
+                    }
+                }
+            });
+            ledger.received(plain.len());
+            (received, std::mem::take(plain))
+        });
+        self.accept(cx, &plain);
+        scratch::with(Kind::Plain, |spare| *spare = plain);
+        self.was_connected |= matches!(received, Poll::Ready(Ok(1..)));
+        match outcome {
+            Err(Violation::Session(what)) => self.violated(what),
+            Err(Violation::Connection(what)) => {
+                tracing::warn!(session = %self.ledger.name(), %what, "the bridge connection is closed");
+                self.lost_link(what);
+            }
+            Ok(found) if found.closed => self.client_closed(),
+            Ok(found) => match received {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(1..)) => self.heard(found.acknowledged),
+                Poll::Ready(Ok(0)) => self.lost_link("end of file"),
+                Poll::Ready(Err(error)) => self.lost_link(&error.to_string()),
+            },
+        }
+        true
+    }
+
+    fn has_room_inbound(&self) -> bool {
+        let limit = if self.blocked { BACKLOG_WHEN_BLOCKED } else { BACKLOG };
+        self.backlog.is_empty() || self.backlog.len() < limit.min(self.ledger.allowance(self.backlog.len()))
+    }
+
+    /// Payload for the target: written at once as far as it goes, the rest is kept.
+    pub(super) fn accept(&mut self, cx: &mut Context<'_>, mut payload: &[u8]) {
+        if payload.is_empty() {
+            return;
+        }
+        // Protocol 7.2: the client's first byte is when the target is dialled.
+        self.target.dial();
+        while self.backlog.is_empty() && !payload.is_empty() {
+            let Poll::Ready(count) = self.target.poll_write(cx, payload) else { break };
+            payload = &payload[count.min(payload.len())..];
+        }
+        self.backlog.extend(payload);
+    }
+
+    pub(super) fn connect_target(&mut self, cx: &mut Context<'_>) -> bool {
+        let Poll::Ready(outcome) = self.target.poll_connect(cx) else { return false };
+        if let Err(error) = outcome {
+            let why = format!("{}: {error}", self.target.address());
+            tracing::warn!(session = %self.ledger.name(), target = %self.target.address(), %error, "the target cannot be reached");
+            self.ledger.target_unreachable();
+            self.say_goodbye(End::TargetUnreachable(why));
+        }
+        true
+    }
+
+    /// From the backlog to the target.
+    pub(super) fn deliver(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        while !self.backlog.is_empty() {
+            let Poll::Ready(count) = self.target.poll_write(cx, self.backlog.as_slices().0) else { break };
+            self.backlog.drain(..count.min(self.backlog.len()));
+            progress = true;
+        }
+        if progress && self.backlog.is_empty() {
+            // An idle session holds no buffer.
+            self.backlog = std::collections::VecDeque::new();
+        }
+        progress
+    }
+
+    /// From the target, if the link has taken everything before and there is room to keep what is read.
+    pub(super) fn read_target(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.is_running() || self.target.is_gone() || !self.target.was_dialled() {
+            return false;
+        }
+        let room = self.room_outbound();
+        let Some(Attached { link, connection }) = &mut self.link else { return false };
+        match link.poll_flush_outgoing(cx) {
+            Poll::Pending => return false,
+            Poll::Ready(Err(error)) => {
+                self.lost_writing(cx, &error);
+                return true;
+            }
+            Poll::Ready(Ok(())) => {}
+        }
+        if let Mode::Framed(stream) = &self.mode
+            && !stream.is_sent(connection)
+        {
+            return false;
+        }
+        let was_blocked = std::mem::replace(&mut self.blocked, room == 0);
+        if self.blocked {
+            if !was_blocked {
+                self.ledger.blocked();
+            }
+            return false;
+        }
+        let read = scratch::with(Kind::Plain, |plain| {
+            plain.resize(READ.max(plain.len()), 0);
+            let count = match self.target.poll_read(cx, &mut plain[..READ.min(room)]) {
+                Poll::Pending => return Ok(None),
+                Poll::Ready(Err(_) | Ok(0)) => return Ok(Some(0)),
+                Poll::Ready(Ok(count)) => count,
+            };
+            self.ledger.sent(count);
+            match &mut self.mode {
+                Mode::Framed(stream) => stream.push(&plain[..count]),
+                Mode::Raw => link.send(cx, &plain[..count])?,
+            }
+            Ok(Some(count))
+        });
+        match read {
+            Ok(None) => return false,
+            Ok(Some(0)) => self.target_ended(),
+            Ok(Some(_)) => {}
+            Err(error) => self.lost_writing(cx, &error),
+        }
+        true
+    }
+
+    /// How much may be read from the target before somebody acknowledges.
+    fn room_outbound(&self) -> usize {
+        match &self.mode {
+            Mode::Framed(stream) => {
+                let room = self.ledger.allowance(stream.held()).saturating_sub(stream.held());
+                // Crumbs of room would make crumbs of frames.
+                if room < FRAME_PAYLOAD { 0 } else { room }
+            }
+            Mode::Raw => READ,
+        }
+    }
+
+    /// To the bridge: frames, ACKs, and at last the close frame.
+    pub(super) fn transmit(&mut self, cx: &mut Context<'_>) -> bool {
+        self.acknowledge();
+        let Mode::Framed(stream) = &mut self.mode else { return false };
+        let Some(Attached { link, connection }) = &mut self.link else { return false };
+        let mut progress = false;
+        let broken = loop {
+            match link.poll_flush_outgoing(cx) {
+                Poll::Pending => break None,
+                Poll::Ready(Err(error)) => break Some(error),
+                Poll::Ready(Ok(())) => {}
+            }
+            match send_next(stream, connection, |bytes| link.send(cx, bytes)) {
+                Ok(0) => break None,
+                Ok(_) => progress = true,
+                Err(error) => break Some(error),
+            }
+        };
+        if let Some(error) = broken {
+            self.lost_writing(cx, &error);
+            return true;
+        }
+        progress
+    }
+
+    fn acknowledge(&mut self) {
+        if !self.may_acknowledge() {
+            return;
+        }
+        let Mode::Framed(stream) = &mut self.mode else { return };
+        let Some(Attached { connection, .. }) = &mut self.link else { return };
+        let due = self.ack_at.is_some_and(|at| at <= self.now);
+        match stream.ack_wanted() {
+            AckWanted::No => self.ack_at = None,
+            AckWanted::Soon if !due && stream.is_sent(connection) => {
+                self.ack_at.get_or_insert(self.now + ACK_DELAY);
+            }
+            AckWanted::Soon | AckWanted::Now => {
+                self.ack_at = None;
+                stream.acknowledge(connection);
+            }
+        }
+    }
+
+    /// Writing failed. What the bridge still has to say, e.g. the alert that says why, is read before the reset gets it.
+    fn lost_writing(&mut self, cx: &mut Context<'_>, error: &io::Error) {
+        if let Some(Attached { link, .. }) = &mut self.link
+            && let Poll::Ready(Err(said)) = link.poll_receive(cx, &mut |_| {})
+        {
+            self.lost_link(&said.to_string());
+            return;
+        }
+        self.lost_link(&error.to_string());
+    }
+}
+
+/// Sends what lies together; short pieces go in one record. Returns how many bytes were sent.
+fn send_next(
+    stream: &mut Stream,
+    connection: &mut crate::stream::Connection,
+    mut send: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<usize> {
+    let mut short = [0; SHORT];
+    let mut filled = 0;
+    loop {
+        let piece = stream.transmit(connection);
+        if piece.is_empty() {
+            break;
+        }
+        let Some(space) = short.get_mut(filled..filled + piece.len()) else {
+            if filled > 0 {
+                break;
+            }
+            let count = piece.len().min(SEND);
+            send(&piece[..count])?;
+            stream.sent(connection, count);
+            return Ok(count);
+        };
+        space.copy_from_slice(piece);
+        let count = piece.len();
+        filled += count;
+        stream.sent(connection, count);
+    }
+    if filled > 0 {
+        send(&short[..filled])?;
+    }
+    Ok(filled)
+}

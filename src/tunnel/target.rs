@@ -1,0 +1,198 @@
+//! A session's target: dialled when it is time, read and written without waiting (protocol 7.2).
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::config::{Dial, Resource};
+
+/// How long a target may take to accept a connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+
+/// Where a target is: always as configured, never as a command says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Address {
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+impl Address {
+    /// The address of a resource; `None` where the configuration has no port for it (protocol 2.4).
+    pub(super) fn of(resource: &Resource) -> Option<Self> {
+        let host = if resource.hostname.is_empty() { "localhost" } else { &resource.hostname };
+        (resource.port != 0).then(|| Self { host: host.to_owned(), port: resource.port })
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// Whether the target is dialled at once: where the server speaks first, waiting for the client's first byte would wait
+/// for ever (protocol W15). Elsewhere waiting keeps the target's login timer from running before the user is there.
+pub(super) fn is_eager(resource: &Resource, session_type: &str) -> bool {
+    let greets = |kind: &str| matches!(kind, "mysql" | "mysql-audit");
+    match resource.dial {
+        Dial::Eager => true,
+        Dial::Lazy => false,
+        Dial::Auto => greets(session_type) || session_type == "web-db" && greets(&resource.resource_type),
+    }
+}
+
+enum State {
+    Waiting,
+    Connecting(Connecting),
+    Open(TcpStream),
+    /// It has nothing more to say and hears nothing more.
+    Gone,
+}
+
+/// The target's end of a session.
+pub(super) struct Target {
+    address: Address,
+    state: State,
+    /// It does not take anything any more; what it still has to say is read all the same.
+    deaf: bool,
+}
+
+impl Target {
+    pub(super) const fn new(address: Address) -> Self {
+        Self { address, state: State::Waiting, deaf: false }
+    }
+
+    pub(super) const fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Dials, unless that was done already.
+    pub(super) fn dial(&mut self) {
+        if !matches!(self.state, State::Waiting) {
+            return;
+        }
+        let Address { host, port } = self.address.clone();
+        self.state = State::Connecting(Box::pin(async move {
+            let late = || io::Error::new(io::ErrorKind::TimedOut, "no answer within 10 s");
+            let socket = timeout(CONNECT_LIMIT, TcpStream::connect((host, port))).await.map_err(|_| late())??;
+            socket.set_nodelay(true)?;
+            Ok(socket)
+        }));
+    }
+
+    /// Goes on with the dial; ready once, when it has ended.
+    ///
+    /// # Errors
+    /// The target cannot be reached.
+    pub(super) fn poll_connect(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let State::Connecting(connecting) = &mut self.state else { return Poll::Pending };
+        let outcome = ready!(connecting.as_mut().poll(cx));
+        Poll::Ready(match outcome {
+            Ok(socket) => {
+                self.state = State::Open(socket);
+                Ok(())
+            }
+            Err(error) => {
+                self.state = State::Gone;
+                Err(error)
+            }
+        })
+    }
+
+    /// Whether nothing more can come from it or go to it.
+    pub(super) const fn is_gone(&self) -> bool {
+        matches!(self.state, State::Gone)
+    }
+
+    /// Whether it was asked for at all.
+    pub(super) const fn was_dialled(&self) -> bool {
+        !matches!(self.state, State::Waiting)
+    }
+
+    /// Whether bytes for it are of any use.
+    pub(super) const fn listens(&self) -> bool {
+        !self.deaf && !self.is_gone()
+    }
+
+    /// Reads; 0 bytes mean that it has nothing more to say. Pending for ever while it is not connected.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let State::Open(socket) = &mut self.state else { return Poll::Pending };
+        let mut space = ReadBuf::new(buffer);
+        ready!(Pin::new(socket).poll_read(cx, &mut space))?;
+        Poll::Ready(Ok(space.filled().len()))
+    }
+
+    /// Writes what it takes. Pending for ever while it is not connected. A target that takes nothing any more is deaf
+    /// from then on: bytes for it vanish, and what it still says is read.
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<usize> {
+        if !self.listens() {
+            return Poll::Ready(bytes.len());
+        }
+        let State::Open(socket) = &mut self.state else { return Poll::Pending };
+        match ready!(Pin::new(socket).poll_write(cx, bytes)) {
+            Ok(count @ 1..) => Poll::Ready(count),
+            Ok(0) | Err(_) => {
+                self.deaf = true;
+                Poll::Ready(bytes.len())
+            }
+        }
+    }
+
+    /// Closes both directions.
+    pub(super) fn close(&mut self) {
+        self.state = State::Gone;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resource(resource_type: &str, dial: Dial) -> Resource {
+        Resource {
+            name: "db".into(),
+            resource_type: resource_type.into(),
+            hostname: String::new(),
+            port: 3306,
+            labels: Default::default(),
+            tunnel_hostname: None,
+            webhooks: Vec::new(),
+            forward_session_token: false,
+            dial,
+        }
+    }
+
+    #[test]
+    fn a_target_that_speaks_first_is_dialled_at_once_unless_told_otherwise() {
+        let cases = [
+            ("mysql", "mysql", Dial::Auto, true),
+            ("mysql-audit", "mysql-audit", Dial::Auto, true),
+            ("mysql", "web-db", Dial::Auto, true),
+            ("postgres", "web-db", Dial::Auto, false),
+            ("ssh", "ssh", Dial::Auto, false),
+            ("tcp", "tcp", Dial::Eager, true),
+            ("mysql", "mysql", Dial::Lazy, false),
+        ];
+        for (configured, asked, dial, eager) in cases {
+            assert_eq!(is_eager(&resource(configured, dial), asked), eager, "{configured} as {asked}, {dial:?}");
+        }
+    }
+
+    #[test]
+    fn a_resource_without_a_host_is_on_this_machine_and_one_without_a_port_is_nowhere() {
+        let mut resource = resource("tcp", Dial::Auto);
+        assert_eq!(Address::of(&resource).unwrap().to_string(), "localhost:3306");
+        resource.port = 0;
+        assert_eq!(Address::of(&resource), None);
+    }
+}
