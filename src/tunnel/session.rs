@@ -179,11 +179,12 @@ pub(super) fn header(session_id: &str, session_type: &str) -> Vec<u8> {
 }
 
 impl Session {
-    pub(super) fn new(setup: Setup) -> Self {
+    /// Boxed: futures that carry it by value would make room for it several times.
+    pub(super) fn new(setup: Setup) -> Box<Self> {
         let Setup { session_id, session_type, target, bridge, credentials, orders, ledger } = setup;
         let now = Instant::now();
         let mode = if is_raw(&session_type) { Mode::Raw } else { Mode::Framed(Box::default()) };
-        let mut session = Self {
+        let mut session = Box::new(Self {
             mode,
             header: header(&session_id, &session_type).into(),
             target,
@@ -203,13 +204,13 @@ impl Session {
             ledger,
             alarm: None,
             now,
-        };
+        });
         session.dial(bridge, credentials, true);
         session
     }
 
     /// Runs until the session is over.
-    pub(super) async fn run(mut self) -> End {
+    pub(super) async fn run(mut self: Box<Self>) -> End {
         std::future::poll_fn(|cx| self.poll(cx)).await
     }
 

@@ -233,7 +233,7 @@ struct Entry {
 }
 
 impl Entry {
-    async fn run(mut self, session: Session) {
+    async fn run(mut self, session: Box<Session>) {
         self.end = Some(session.run().await);
     }
 }
