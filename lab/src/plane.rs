@@ -44,6 +44,7 @@ pub use limits::RateLimits;
 pub use record::{Heartbeat, InstanceReport, Join, Log, Observed, Renewal, RequestRecord, Stream};
 pub use version::VersionReport;
 
+pub(crate) use ca::hex;
 use state::{CertificatePolicy, Shared, State};
 
 /// How a control plane is set up.
