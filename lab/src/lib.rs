@@ -14,3 +14,5 @@ pub mod release;
 pub mod runtime;
 pub mod serve;
 pub mod site;
+pub mod targets;
+pub mod visitor;

@@ -223,7 +223,7 @@ async fn converse(shared: &Shared, link: &mut Link, inbox: &mut Inbox) -> End {
             end = &mut receive => return end,
             end = &mut transmit => match end {
                 End::Broken(why) => return timeout(LAST_WORDS, receive).await.unwrap_or(End::Broken(why)),
-                other => other,
+                End::Closed | End::Done | End::Dropped | End::Violated(_) => end,
             },
         }
     };

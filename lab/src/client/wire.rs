@@ -94,9 +94,9 @@ impl Wire {
     pub async fn next_but_acks(&mut self, limit: Duration) -> io::Result<Received> {
         let other = async {
             loop {
-                match self.receive().await? {
-                    Received::Ack(_) => {}
-                    other => return Ok(other),
+                let received = self.receive().await?;
+                if !matches!(received, Received::Ack(_)) {
+                    return Ok(received);
                 }
             }
         };

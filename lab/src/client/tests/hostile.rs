@@ -26,10 +26,8 @@ async fn failure_after(bytes: &[u8]) -> String {
     let (tunnel, mut wire, _came) = pair(Options::robust());
     wire.write(bytes).await.unwrap();
     tokio::time::timeout(LIMIT, tunnel.wait_over()).await.unwrap();
-    match tunnel.status() {
-        Status::Failed(why) => why,
-        other => panic!("{other:?}"),
-    }
+    let Status::Failed(why) = tunnel.status() else { panic!("{:?}", tunnel.status()) };
+    why
 }
 
 #[test]

@@ -162,7 +162,7 @@ fn a_tunnel_opens_and_survives_the_loss_of_its_connection() {
         let mut answer = [0; 5];
         client.read_exact(&mut answer).await.unwrap();
         assert_eq!((&question, &answer), (b"ask", b"reply"));
-        assert_eq!(client.counts().reconnects, 1);
+        assert!(client.wait_reconnects(1, LIMIT).await);
         client.close().await;
         assert_eq!(agent.read_to_end().await.unwrap(), b"");
         assert_eq!(agent.status(), Status::ClosedByPeer);
