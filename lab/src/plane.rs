@@ -46,6 +46,7 @@ pub use version::VersionReport;
 
 pub(crate) use ca::hex;
 use state::{CertificatePolicy, Shared, State};
+pub(crate) use web::WebIdentity;
 
 /// How a control plane is set up.
 #[derive(Clone, Debug)]

@@ -9,6 +9,7 @@
 //!   agent ─ TCP ─► listener ─► thread ─┴─ tcp | http | websocket
 //! ```
 
+mod front;
 mod http;
 mod message;
 mod sites;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use tokio::net::TcpSocket;
 
+pub use front::TlsFront;
 pub use message::Request;
 pub use tcp::{Tcp, Then};
 

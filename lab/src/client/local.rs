@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use super::{Client, Options, Tunnel};
+use super::{Client, Options, Status, Tunnel};
 use crate::runtime;
 
 const BUFFER: usize = 64 << 10;
@@ -92,9 +92,14 @@ pub async fn carry(
             }
         }
     };
+    tokio::pin!(up, down);
     let ended = tokio::select! {
-        ended = up => ended,
-        ended = down => ended,
+        ended = &mut up => match ended {
+            // Nothing can be written to a tunnel that the peer has closed, but what came before is still to be delivered.
+            Err(_) if tunnel.status() != Status::Open => down.await,
+            ended => ended,
+        },
+        ended = &mut down => ended,
     };
     tunnel.close().await;
     ended
@@ -116,7 +121,7 @@ pub enum Kind {
 pub fn run(client: &Client, resource: &str, kind: Kind, listening: impl FnOnce(SocketAddr)) -> Result<(), String> {
     let options = Options { reconnect_pauses: Options::default().reconnect_pauses, ..Options::robust() };
     let tunnel = runtime::block_on(client.clone().with(options).connect(resource));
-    let tunnel = tunnel.map_err(|error| error.to_string())?;
+    let tunnel = tunnel.map_err(|error| chain(&error))?;
     let ended = match kind {
         Kind::Pipe => runtime::block_on(carry(&tunnel, tokio::io::stdin(), tokio::io::stdout())),
         Kind::Tcp => {
@@ -127,4 +132,33 @@ pub fn run(client: &Client, resource: &str, kind: Kind, listening: impl FnOnce(S
         }
     };
     ended.map_err(|error| format!("the tunnel has ended: {error}"))
+}
+
+/// An error with all that led to it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let sources = std::iter::successors(error.source(), |error| error.source());
+    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_before_the_peer_closed_reaches_a_program_that_still_writes() {
+        runtime::block_on(async {
+            let (one, other) = tokio::io::duplex(1 << 20);
+            let [mine, peers] = [one, other].map(|link| Tunnel::framed(Box::new(link), None, Options::robust()));
+            let answer = vec![7; 300_000];
+            peers.write(&answer).await.unwrap();
+            peers.close().await;
+            mine.wait_over().await;
+            // A program that never stops writing, and a slow way to it.
+            let (mut program, to_program) = tokio::io::duplex(100);
+            let carried = carry(&mine, tokio::io::repeat(1), to_program);
+            let mut received = Vec::new();
+            let (carried, read) = tokio::join!(carried, program.read_to_end(&mut received));
+            assert_eq!((carried.is_ok(), read.unwrap()), (true, answer.len()));
+        });
+    }
 }

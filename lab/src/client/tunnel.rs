@@ -11,6 +11,9 @@ use super::carrier::{Dial, Link, carry};
 use super::options::Options;
 use super::shared::{Counts, Shared, Status, Wish};
 
+/// A peer that does not read makes closing wait; nobody waits longer than this for it.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+
 /// A tunnel; the last clone that is dropped takes the connection with it, without a close frame.
 #[derive(Clone, Debug)]
 pub struct Tunnel {
@@ -122,10 +125,13 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Sends what was written, then the close frame, and waits for that. What was received can still be read.
+    /// Sends what was written, then the close frame, and waits for that, but not for ever. What was received can still be
+    /// read.
     pub async fn close(&self) {
         self.shared().wish(Wish::Close);
-        self.wait_over().await;
+        if timeout(CLOSE_LIMIT, self.wait_over()).await.is_err() {
+            self.vanish();
+        }
     }
 
     /// Waits until the tunnel is over, for whatever reason.

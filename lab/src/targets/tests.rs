@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use super::{Closed, Target, Tcp, Then};
+use super::{Closed, Target, Tcp, Then, TlsFront};
 use crate::pattern::Pattern;
 use crate::serve::Network;
 
@@ -197,4 +197,26 @@ fn a_reset_in_mid_body_is_one() {
     assert!(site.wait_for(LIMIT, |seen| seen.ended == 1));
     let error = stream.read_to_end(&mut Vec::new()).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_front_speaks_tls_for_a_target() {
+    let site = site();
+    let front = TlsFront::start(&Network::Host, &["cluster.internal".to_owned()], site.address()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    let ca = rustls::pki_types::pem::PemObject::from_pem_slice(front.ca_pem().as_bytes()).unwrap();
+    roots.add(ca).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = "cluster.internal".try_into().unwrap();
+    let connection = rustls::ClientConnection::new(std::sync::Arc::new(config), name).unwrap();
+    let mut stream = rustls::StreamOwned::new(connection, TcpStream::connect(front.address()).unwrap());
+    stream.write_all(b"GET /api HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("\"path\":\"/api\""), "{answer}");
 }

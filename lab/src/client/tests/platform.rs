@@ -17,6 +17,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::super::local::LocalPort;
 use super::super::{Client, Dial, Error, Link, Options, Status, Tunnel};
+use crate::pattern::Pattern;
 use crate::runtime::{block_on, handle};
 use crate::serve::{Handler, Network, Server};
 
@@ -221,4 +222,44 @@ fn a_local_port_carries_one_connection_and_closes_with_it() {
         assert_eq!(agent.status(), Status::ClosedByPeer);
         assert!(TcpStream::connect(port.address()).await.is_err());
     });
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn how_fast_two_ends_are_over_tls() {
+    const TOTAL: usize = 1 << 30;
+    let fake = Fake::start("tcp");
+    let client = fake.client(Options::robust()).open("db").unwrap().tunnel;
+    let agent = block_on(fake.agent());
+    for (from, to) in [(&client, &agent), (&agent, &client)] {
+        let began = std::time::Instant::now();
+        let from = from.clone();
+        let sender = handle().spawn(async move {
+            let (mut pattern, mut buffer) = (Pattern::default(), vec![0; 256 << 10]);
+            for _ in 0..TOTAL / buffer.len() {
+                pattern.fill(&mut buffer);
+                from.write(&buffer).await.unwrap();
+            }
+        });
+        block_on(async {
+            let (mut pattern, mut buffer) = (Pattern::default(), vec![0; 256 << 10]);
+            while pattern.position() < TOTAL as u64 {
+                let count = to.read(&mut buffer).await.unwrap();
+                pattern.check(&buffer[..count]).unwrap();
+            }
+            sender.await.unwrap();
+        });
+        println!("{:.0} MiB/s", 1024.0 / began.elapsed().as_secs_f64());
+    }
+    let began = std::time::Instant::now();
+    block_on(async {
+        let mut ball = [7; 64];
+        for _ in 0..10_000 {
+            client.write(&ball).await.unwrap();
+            agent.read_exact(&mut ball).await.unwrap();
+            agent.write(&ball).await.unwrap();
+            client.read_exact(&mut ball).await.unwrap();
+        }
+    });
+    println!("{:.0} us for a round trip of 64 bytes", began.elapsed().as_secs_f64() * 100.0);
 }
