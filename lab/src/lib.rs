@@ -3,11 +3,16 @@
 pub mod agent;
 pub mod bench;
 pub mod binaries;
+pub mod client;
 pub mod demo;
 pub mod machine;
+pub mod pattern;
 pub mod plane;
 pub mod playground;
 pub mod proxy;
 pub mod release;
+pub mod runtime;
 pub mod serve;
 pub mod site;
+pub mod targets;
+pub mod visitor;

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use bamf_lab::client::{Client, local};
 use bamf_lab::{bench, demo, playground};
 use clap::{Parser, Subcommand};
 
@@ -25,6 +26,23 @@ enum Command {
         #[arg(long, default_value = "1.0.0")]
         api_version: String,
     },
+    /// Be a user's end of a tunnel
+    Client {
+        /// What it offers to programs
+        #[arg(value_enum)]
+        kind: local::Kind,
+        /// URL of the platform's API
+        #[arg(long)]
+        api: String,
+        /// File with the authority of the API's certificate
+        #[arg(long)]
+        ca: std::path::PathBuf,
+        /// Session token
+        #[arg(long)]
+        token: String,
+        /// Name of the resource
+        resource: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -32,6 +50,12 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Bench => bench::run(),
         Command::Serve { api_version } => playground::serve(&api_version),
+        Command::Client { kind, api, ca, token, resource } => {
+            std::fs::read_to_string(&ca).map_err(|error| format!("{}: {error}", ca.display())).and_then(|ca| {
+                let listening = |address| demo::screen::line(&format!("{address}"));
+                local::run(&Client::new(&api, &ca, &token), &resource, kind, listening)
+            })
+        }
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

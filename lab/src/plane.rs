@@ -44,7 +44,9 @@ pub use limits::RateLimits;
 pub use record::{Heartbeat, InstanceReport, Join, Log, Observed, Renewal, RequestRecord, Stream};
 pub use version::VersionReport;
 
+pub(crate) use ca::hex;
 use state::{CertificatePolicy, Shared, State};
+pub(crate) use web::WebIdentity;
 
 /// How a control plane is set up.
 #[derive(Clone, Debug)]
