@@ -1,0 +1,229 @@
+//! Real servers to reach through the agent: PostgreSQL and sshd, each in a directory of its own on a free port.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// How long a server may take to answer after its start.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// Where Debian puts the server programs of each version of PostgreSQL.
+const POSTGRES_VERSIONS: &str = "/usr/lib/postgresql";
+
+/// Why a server is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The machine lacks the program.
+    #[error("{0} is not installed")]
+    Missing(&'static str),
+    /// A step failed.
+    #[error("{step}: {why}")]
+    Failed {
+        /// What was tried.
+        step: &'static str,
+        /// What came of it.
+        why: String,
+    },
+}
+
+impl Error {
+    fn failed(step: &'static str, why: impl std::fmt::Display) -> Self {
+        Self::Failed { step, why: why.to_string() }
+    }
+}
+
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+fn wait_for_port(port: u16, child: &mut Child) -> Result<(), Error> {
+    let begun = Instant::now();
+    while begun.elapsed() < START_LIMIT {
+        if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(());
+        }
+        if let Ok(Some(status)) = child.try_wait() {
+            return Err(Error::failed("start", status));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Err(Error::failed("start", "no answer within 30 s"))
+}
+
+fn run(step: &'static str, command: &mut Command) -> Result<(), Error> {
+    let output = command.stdin(Stdio::null()).output().map_err(|error| Error::failed(step, error))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(Error::failed(step, String::from_utf8_lossy(&output.stderr)))
+}
+
+/// A server program; killed when dropped.
+#[derive(Debug)]
+struct Server {
+    child: Child,
+    port: u16,
+    directory: TempDir,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// A PostgreSQL server with a superuser `lab` who needs no password.
+#[derive(Debug)]
+pub struct Postgres(Server);
+
+impl Postgres {
+    /// Makes a database cluster and starts it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn start() -> Result<Self, Error> {
+        let programs = newest_postgres().ok_or(Error::Missing("postgresql"))?;
+        let directory = tempfile::tempdir().map_err(|error| Error::failed("make a directory", error))?;
+        let data = directory.path().join("data");
+        if nix::unistd::geteuid().is_root() {
+            // It refuses to run as root.
+            run("chown", Command::new("chown").arg("postgres").arg(directory.path()))?;
+        }
+        let initdb = programs.join("initdb");
+        run("initdb", as_postgres(&initdb).arg("-D").arg(&data).args(["-U", "lab", "-A", "trust", "--no-sync"]))?;
+        let port = free_port().map_err(|error| Error::failed("find a port", error))?;
+        let settings = ["fsync=off", "listen_addresses=127.0.0.1", "unix_socket_directories="];
+        let mut command = as_postgres(&programs.join("postgres"));
+        command.arg("-D").arg(&data).args(["-p", &port.to_string()]);
+        for setting in settings {
+            command.args(["-c", setting]);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().map_err(|error| Error::failed("postgres", error))?;
+        let mut server = Server { child, port, directory };
+        wait_for_port(port, &mut server.child)?;
+        Ok(Self(server))
+    }
+
+    /// Where it listens, on 127.0.0.1.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.0.port
+    }
+}
+
+fn newest_postgres() -> Option<PathBuf> {
+    let versions = std::fs::read_dir(POSTGRES_VERSIONS).ok()?.flatten();
+    let number = |path: &Path| path.file_name()?.to_str()?.parse::<u32>().ok();
+    let newest = versions.map(|entry| entry.path()).max_by_key(|path| number(path))?;
+    Some(newest.join("bin")).filter(|programs| programs.join("initdb").exists())
+}
+
+/// A command as the user `postgres` where we are root, else as ourselves.
+fn as_postgres(program: &Path) -> Command {
+    let mut command = if nix::unistd::geteuid().is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig=KILL", "--"]).arg(program);
+        command
+    } else {
+        Command::new(program)
+    };
+    command.current_dir("/");
+    command
+}
+
+/// An sshd that lets the caller in with one key.
+#[derive(Debug)]
+pub struct Sshd(Server);
+
+impl Sshd {
+    /// Makes keys and starts it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn start() -> Result<Self, Error> {
+        let program = Path::new("/usr/sbin/sshd");
+        if !program.exists() {
+            return Err(Error::Missing("openssh-server"));
+        }
+        let directory = tempfile::tempdir().map_err(|error| Error::failed("make a directory", error))?;
+        for key in ["host", "user"] {
+            let path = directory.path().join(key);
+            run("ssh-keygen", Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(path))?;
+        }
+        let port = free_port().map_err(|error| Error::failed("find a port", error))?;
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let config = format!(
+            "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nUsePAM no\n\
+             StrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\nSubsystem sftp internal-sftp\n",
+            path("host"),
+            path("user.pub"),
+        );
+        std::fs::write(path("config"), config).map_err(|error| Error::failed("write the configuration", error))?;
+        // sshd insists on it, and packages make it at boot only.
+        drop(std::fs::create_dir_all("/run/sshd"));
+        let mut command = Command::new(program);
+        command.args(["-D", "-f", &path("config")]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().map_err(|error| Error::failed("sshd", error))?;
+        let mut server = Server { child, port, directory };
+        wait_for_port(port, &mut server.child)?;
+        Ok(Self(server))
+    }
+
+    /// Where it listens, on 127.0.0.1.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.0.port
+    }
+
+    /// The private key that opens it.
+    #[must_use]
+    pub fn key(&self) -> PathBuf {
+        self.0.directory.path().join("user")
+    }
+
+    /// The address, for clients that go there without a tunnel.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.0.port))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn postgres_answers_psql() {
+        let server = match Postgres::start() {
+            Err(Error::Missing(what)) => return crate::machine::skipped("postgres_answers_psql", what),
+            started => started.unwrap(),
+        };
+        let port = server.port().to_string();
+        let arguments = ["-h", "127.0.0.1", "-p", &port, "-U", "lab", "-d", "postgres", "-Atc", "select 6 * 7"];
+        let output = Command::new("psql").args(arguments).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "42", "{output:?}");
+    }
+
+    #[test]
+    fn sshd_lets_its_key_in() {
+        let server = match Sshd::start() {
+            Err(Error::Missing(what)) => return crate::machine::skipped("sshd_lets_its_key_in", what),
+            started => started.unwrap(),
+        };
+        let port = server.port().to_string();
+        let output = Command::new("ssh")
+            .args(["-F", "none", "-p", &port, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
+            .args(["-o", "BatchMode=yes", "-i"])
+            .arg(server.key())
+            .args(["127.0.0.1", "echo", "hello"])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "hello", "{output:?}");
+    }
+}
