@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod bench;
 pub mod binaries;
+pub mod bridge;
 pub mod demo;
 pub mod machine;
 pub mod plane;
