@@ -4,6 +4,7 @@ pub mod agent;
 pub mod bench;
 pub mod binaries;
 pub mod bridge;
+pub mod cable;
 pub mod demo;
 pub mod machine;
 pub mod plane;
