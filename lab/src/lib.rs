@@ -3,6 +3,8 @@
 pub mod agent;
 pub mod bench;
 pub mod binaries;
+pub mod bridge;
+pub mod cable;
 pub mod client;
 pub mod demo;
 pub mod machine;
@@ -13,6 +15,7 @@ pub mod proxy;
 pub mod release;
 pub mod runtime;
 pub mod serve;
+pub mod servers;
 pub mod site;
 pub mod targets;
 pub mod visitor;

@@ -20,7 +20,7 @@ enum Command {
     Demo,
     /// Measure size, memory, start and update
     Bench,
-    /// Run a control plane on loopback until Ctrl-C, and print how to join it
+    /// Run a control plane and a bridge on loopback until Ctrl-C, and print how to join it
     Serve {
         /// Version that the API reports
         #[arg(long, default_value = "1.0.0")]

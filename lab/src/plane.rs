@@ -13,7 +13,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,28 +24,42 @@ use crate::serve::{Network, Server};
 mod agents;
 mod api;
 mod auth;
+mod bridges;
 mod ca;
+mod catalogue;
+mod connect;
 mod events;
 mod faults;
 mod limits;
 mod queues;
 mod record;
+mod relays;
 mod reply;
 mod schema;
+mod sessions;
 mod state;
+mod tunnels;
 mod version;
 mod web;
 
 pub use agents::{AgentView, InstanceView};
-pub use ca::{CertificateAuthority, IssuedIdentity};
+pub use bridges::BridgeView;
+pub use ca::{CertificateAuthority, IssuedCertificate, IssuedIdentity, Role, SessionNames};
+pub use connect::SessionFlaw;
 pub use faults::{Endpoint, Fault};
 pub use limits::RateLimits;
-pub use record::{Heartbeat, InstanceReport, Join, Log, Observed, Renewal, RequestRecord, Stream};
+pub use record::{
+    Heartbeat, InstanceReport, Join, Log, Observed, Renewal, RequestRecord, SentCommand, SessionEnd, Stream,
+};
+pub use sessions::SessionView;
 pub use version::VersionReport;
 
+pub(crate) use bridges::BridgeEntry;
 pub(crate) use ca::hex;
-use state::{CertificatePolicy, Shared, State};
+pub(crate) use state::Shared;
 pub(crate) use web::WebIdentity;
+
+use state::{CertificatePolicy, State};
 
 /// How a control plane is set up.
 #[derive(Clone, Debug)]
@@ -155,7 +168,7 @@ impl ControlPlane {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         // The listener has to go first; nobody can bind beside it.
         if held.server.take().is_some() {
-            held.reserved = self.reserve_port();
+            held.reserved = self.options.network.reserve(self.port);
         }
     }
 
@@ -170,16 +183,6 @@ impl ControlPlane {
             drop(held.reserved.take());
         }
         Ok(())
-    }
-
-    /// A machine's own network has nobody else who could take the port.
-    fn reserve_port(&self) -> Option<TcpSocket> {
-        let Network::Host = self.options.network else { return None };
-        let socket = TcpSocket::new_v4().ok()?;
-        // Lets `resume` bind beside it; two sockets may share a port as long as none listens (socket(7), SO_REUSEADDR).
-        socket.set_reuseaddr(true).ok()?;
-        socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))).ok()?;
-        Some(socket)
     }
 
     fn listen(&self) -> io::Result<Server> {
@@ -408,4 +411,4 @@ impl ControlPlane {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

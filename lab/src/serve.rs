@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpSocket;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
@@ -49,6 +50,17 @@ impl Network {
                 .map_err(|_| io::Error::other("the binding thread panicked"))?
             }
         }
+    }
+
+    /// Holds a port while nobody listens on it: bound but not listening, so that connections are refused and yet no other
+    /// process is given the port. A machine's own network has nobody else who could take it.
+    pub(crate) fn reserve(&self, port: u16) -> Option<TcpSocket> {
+        let Self::Host = self else { return None };
+        let socket = TcpSocket::new_v4().ok()?;
+        // Lets a listener bind beside it; two sockets may share a port as long as none listens (socket(7), SO_REUSEADDR).
+        socket.set_reuseaddr(true).ok()?;
+        socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).ok()?;
+        Some(socket)
     }
 }
 

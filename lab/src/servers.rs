@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn postgres_answers_psql() {
         let server = match Postgres::start() {
-            Err(Error::Missing(what)) => return crate::machine::skipped("postgres_answers_psql", what),
+            Err(Error::Missing(what)) => return crate::machine::report_skipped("postgres_answers_psql", what),
             started => started.unwrap(),
         };
         let port = server.port().to_string();
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn sshd_lets_its_key_in() {
         let server = match Sshd::start() {
-            Err(Error::Missing(what)) => return crate::machine::skipped("sshd_lets_its_key_in", what),
+            Err(Error::Missing(what)) => return crate::machine::report_skipped("sshd_lets_its_key_in", what),
             started => started.unwrap(),
         };
         let port = server.port().to_string();

@@ -55,6 +55,7 @@ pub(crate) struct Agent {
     resources: Vec<Value>,
     zone: Option<String>,
     cluster_internal: bool,
+    edge_rtts: BTreeMap<String, i64>,
     heartbeat_at: Option<Instant>,
     instances: BTreeMap<String, Instance>,
 }
@@ -117,6 +118,7 @@ impl Registry {
             resources: Vec::new(),
             zone: None,
             cluster_internal: false,
+            edge_rtts: BTreeMap::new(),
             heartbeat_at: None,
             instances: BTreeMap::new(),
         };
@@ -168,7 +170,7 @@ impl Registry {
 }
 
 impl Agent {
-    fn is_online(&self, now: Instant) -> bool {
+    pub(crate) fn is_online(&self, now: Instant) -> bool {
         self.heartbeat_at.is_some_and(|at| now.saturating_duration_since(at) <= PRESENCE)
     }
 
@@ -188,6 +190,9 @@ impl Agent {
         if !body.labels.is_empty() {
             self.labels.clone_from(&body.labels);
         }
+        if !body.edge_rtts.is_empty() {
+            self.edge_rtts.clone_from(&body.edge_rtts);
+        }
         let known = |zone: &&String| matches!(zone.as_str(), "in-cluster" | "internal" | "public");
         self.zone = body.zone.as_ref().filter(known).cloned();
         self.cluster_internal = body.cluster_internal;
@@ -198,6 +203,11 @@ impl Agent {
             instance.tunnels = body.active_tunnels;
             instance.heartbeat_at = now;
         }
+    }
+
+    /// How far an edge's bridges are from here, in milliseconds, as the last heartbeat that said so had it.
+    pub(crate) fn edge_rtt(&self, edge: &str) -> Option<i64> {
+        self.edge_rtts.get(edge).copied()
     }
 
     /// Unknown instances are accepted silently (protocol 3.5).

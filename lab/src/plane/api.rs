@@ -70,6 +70,8 @@ pub(crate) enum Route {
     Renew(String),
     Drain(String),
     Offline { agent: String, instance_id: String },
+    Connect,
+    Reevaluate,
     CaCertificate,
     Version,
     Health,
@@ -94,6 +96,8 @@ impl Route {
             ["", "api", "v1", "agents", agent, "instance", instance, "offline"] => {
                 ("POST", Self::Offline { agent: agent.to_owned(), instance_id: instance.to_owned() })
             }
+            ["", "api", "v1", "connect"] => ("POST", Self::Connect),
+            ["", "api", "v1", "connect", "reevaluate"] => ("POST", Self::Reevaluate),
             ["", "api", "v1", "certificates", "ca"] => ("GET", Self::CaCertificate),
             ["", "api", "v1", "version"] => ("GET", Self::Version),
             ["", "health"] => ("GET", Self::Health),
@@ -112,6 +116,8 @@ impl Route {
             Self::Renew(_) => Some(Endpoint::Renew),
             Self::Drain(_) => Some(Endpoint::Drain),
             Self::Offline { .. } => Some(Endpoint::Offline),
+            Self::Connect => Some(Endpoint::Connect),
+            Self::Reevaluate => Some(Endpoint::Reevaluate),
             Self::Version => Some(Endpoint::Version),
             Self::Health => Some(Endpoint::Health),
             Self::OpenApi => Some(Endpoint::OpenApi),
@@ -163,6 +169,8 @@ fn carry_out(shared: &Arc<Shared>, route: &Route, call: &Call, heartbeat_after: 
         Route::Renew(agent) => shared.with(|state| state.renew(agent, call)),
         Route::Drain(agent) => shared.with(|state| state.drain(agent, call)),
         Route::Offline { agent, instance_id } => shared.with(|state| state.offline(agent, instance_id, call)),
+        Route::Connect => shared.with(|state| state.connect(call)),
+        Route::Reevaluate => shared.with(|state| state.reevaluate(call)),
         Route::CaCertificate => Ok(shared.with(|state| Reply::json(200, &json!({ "ca_certificate": state.ca.pem() })))),
         Route::Version => shared
             .with(|state| state.versions.endpoint())
@@ -211,6 +219,8 @@ mod tests {
                 "/api/v1/agents/e/instance/i/offline",
                 Route::Offline { agent: "e".into(), instance_id: "i".into() },
             ),
+            ("POST", "/api/v1/connect", Route::Connect),
+            ("POST", "/api/v1/connect/reevaluate", Route::Reevaluate),
             ("GET", "/api/v1/certificates/ca", Route::CaCertificate),
             ("GET", "/health", Route::Health),
             ("POST", "/health", Route::WrongMethod),

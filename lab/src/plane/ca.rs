@@ -56,6 +56,48 @@ pub struct IssuedIdentity {
     pub not_after: SystemTime,
 }
 
+/// A certificate of a bridge or of one end of a session, with its key.
+#[derive(Clone, Debug)]
+pub struct IssuedCertificate {
+    /// The certificate.
+    pub certificate_pem: String,
+    /// Its private key, PKCS#8 version 1.
+    pub private_key_pem: String,
+}
+
+/// Which end of a session a certificate is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// The user's side.
+    Client,
+    /// The agent's side.
+    Agent,
+}
+
+impl Role {
+    /// The word in the role SAN.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Agent => "agent",
+        }
+    }
+}
+
+/// What the certificates of a session say, in their SANs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionNames {
+    /// The session's id.
+    pub session: String,
+    /// The resource's name.
+    pub resource: String,
+    /// The id of the bridge that they are good at.
+    pub bridge: String,
+    /// The effective resource type; absent on very old platforms.
+    pub kind: Option<String>,
+}
+
 /// What differs from one kind of leaf to the next.
 struct Profile {
     common_name: String,
@@ -72,6 +114,34 @@ impl Profile {
             alternative_names: vec![SanType::URI(format!("bamf://agent/{name}").try_into()?)],
             key_usages: vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment],
             extended_key_usages: vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+        })
+    }
+
+    /// A bridge: DNS names besides the URI, otherwise as an agent.
+    fn bridge(id: &str, host_names: &[String]) -> Result<Self, rcgen::Error> {
+        let mut profile = Self::agent(id)?;
+        profile.alternative_names = vec![SanType::URI(format!("bamf://bridge/{id}").try_into()?)];
+        for name in host_names {
+            profile.alternative_names.push(SanType::DnsName(name.as_str().try_into()?));
+        }
+        Ok(profile)
+    }
+
+    /// One end of a session: good for clients only, and for nothing but signatures.
+    fn session(common_name: &str, role: Role, names: &SessionNames) -> Result<Self, rcgen::Error> {
+        let mut fields = vec![
+            ("session", names.session.as_str()),
+            ("resource", &names.resource),
+            ("bridge", &names.bridge),
+            ("role", role.word()),
+        ];
+        fields.extend(names.kind.as_deref().map(|kind| ("type", kind)));
+        let uri = |(field, value)| Ok(SanType::URI(format!("bamf://{field}/{value}").try_into()?));
+        Ok(Self {
+            common_name: common_name.to_owned(),
+            alternative_names: fields.into_iter().map(uri).collect::<Result<_, rcgen::Error>>()?,
+            key_usages: vec![KeyUsagePurpose::DigitalSignature],
+            extended_key_usages: vec![ExtendedKeyUsagePurpose::ClientAuth],
         })
     }
 }
@@ -115,6 +185,37 @@ impl CertificateAuthority {
             sha256: fingerprint(certificate.der()),
             not_after: whole_seconds(not_after),
         })
+    }
+
+    /// A bridge's certificate for these DNS names.
+    ///
+    /// # Errors
+    /// The id does not fit into a URI, or a name is no ASCII.
+    pub fn bridge(
+        &self,
+        id: &str,
+        host_names: &[String],
+        not_before: SystemTime,
+        not_after: SystemTime,
+    ) -> Result<IssuedCertificate, rcgen::Error> {
+        let (certificate, key) = self.issue(Profile::bridge(id, host_names)?, not_before, not_after)?;
+        Ok(IssuedCertificate { certificate_pem: certificate.pem(), private_key_pem: key.pem })
+    }
+
+    /// The certificate of one end of a session. The CN is the user's e-mail address or the agent's UUID.
+    ///
+    /// # Errors
+    /// A name does not fit into a URI.
+    pub fn session(
+        &self,
+        common_name: &str,
+        role: Role,
+        names: &SessionNames,
+        not_before: SystemTime,
+        not_after: SystemTime,
+    ) -> Result<IssuedCertificate, rcgen::Error> {
+        let (certificate, key) = self.issue(Profile::session(common_name, role, names)?, not_before, not_after)?;
+        Ok(IssuedCertificate { certificate_pem: certificate.pem(), private_key_pem: key.pem })
     }
 
     /// Whether this authority's key signed `certificate`. Says nothing about its dates.
@@ -278,6 +379,48 @@ mod tests {
             let constraints = leaf.basic_constraints().unwrap().unwrap();
             assert!(constraints.critical && !constraints.value.ca);
         });
+    }
+
+    #[test]
+    fn a_bridge_has_its_host_names_beside_its_uri() {
+        let (ca, now) = (CertificateAuthority::new(), SystemTime::now());
+        let names = ["0.bridge.example.com".to_owned(), "b-0.bamf.svc.cluster.local".to_owned()];
+        parsed(&ca.bridge("b-0", &names, now, now + HOUR).unwrap().certificate_pem, |leaf| {
+            assert_eq!(leaf.subject().to_string(), "CN=b-0, O=BAMF");
+            assert_eq!(leaf.key_usage().unwrap().unwrap().value.flags, 0b101);
+            let found = leaf.subject_alternative_name().unwrap().unwrap().value.general_names.clone();
+            let dns = names.iter().map(|name| GeneralName::DNSName(name));
+            assert_eq!(found, [GeneralName::URI("bamf://bridge/b-0")].into_iter().chain(dns).collect::<Vec<_>>());
+        });
+    }
+
+    #[test]
+    fn a_session_certificate_says_all_there_is_to_say_in_uris() {
+        let (ca, now) = (CertificateAuthority::new(), SystemTime::now());
+        let names = SessionNames {
+            session: "-k3vQ0m_8h-TtYx2LrW7cPq1Ab9Dn4Ke".into(),
+            resource: "orders-db".into(),
+            bridge: "demo-bridge-1".into(),
+            kind: Some("postgres".into()),
+        };
+        parsed(
+            &ca.session("ann@example.com", Role::Client, &names, now, now + HOUR).unwrap().certificate_pem,
+            |leaf| {
+                assert_eq!(leaf.subject().to_string(), "CN=ann@example.com, O=BAMF");
+                assert_eq!(leaf.key_usage().unwrap().unwrap().value.flags, 0b1, "digitalSignature");
+                let extended = leaf.extended_key_usage().unwrap().unwrap().value;
+                assert!(extended.client_auth && !extended.server_auth);
+                let found = &leaf.subject_alternative_name().unwrap().unwrap().value.general_names;
+                let expected = [
+                    "bamf://session/-k3vQ0m_8h-TtYx2LrW7cPq1Ab9Dn4Ke",
+                    "bamf://resource/orders-db",
+                    "bamf://bridge/demo-bridge-1",
+                    "bamf://role/client",
+                    "bamf://type/postgres",
+                ];
+                assert_eq!(*found, expected.map(GeneralName::URI));
+            },
+        );
     }
 
     #[test]

@@ -25,6 +25,10 @@ pub enum Endpoint {
     Drain,
     /// `POST /api/v1/agents/{id}/instance/{instance}/offline`.
     Offline,
+    /// `POST /api/v1/connect`.
+    Connect,
+    /// `POST /api/v1/connect/reevaluate`.
+    Reevaluate,
     /// `GET /api/v1/version`.
     Version,
     /// `GET /health`.

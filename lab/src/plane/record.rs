@@ -81,6 +81,12 @@ pub struct Observed {
     pub open_streams: Vec<Stream>,
     /// Event streams that were ever opened.
     pub stream_opens: usize,
+    /// Commands that were enqueued for an instance.
+    pub commands: Log<SentCommand>,
+    /// Sessions whose two ends a bridge brought together, once for every time.
+    pub established: Log<String>,
+    /// Sessions that a bridge reported closed.
+    pub closed: Log<SessionEnd>,
     /// Every request, the refused and faulted ones too.
     pub requests: Log<RequestRecord>,
 }
@@ -154,6 +160,36 @@ pub struct Stream {
     pub instance_id: String,
     /// Fingerprint of the header certificate.
     pub certificate_sha256: String,
+}
+
+/// A command on its way to an agent, without the secrets in it.
+#[derive(Clone, Debug)]
+pub struct SentCommand {
+    /// When it was enqueued.
+    pub at: SystemTime,
+    /// The agent's name.
+    pub agent: String,
+    /// The instance that was chosen.
+    pub instance_id: String,
+    /// The event's name.
+    pub event: String,
+    /// The `command` in its data.
+    pub command: Option<String>,
+    /// The `session_id` in its data.
+    pub session: Option<String>,
+    /// The `bridge_host` and `bridge_port` in its data.
+    pub bridge: Option<(String, u64)>,
+}
+
+/// What a bridge says of a session when it reports it closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionEnd {
+    /// The session's id.
+    pub session: String,
+    /// Bytes from the client to the agent.
+    pub up: u64,
+    /// Bytes from the agent to the client.
+    pub down: u64,
 }
 
 /// A request as it came in.

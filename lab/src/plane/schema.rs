@@ -27,6 +27,16 @@ pub(crate) struct HeartbeatBody {
     pub(crate) instance_id: Option<String>,
     /// Negative numbers are clamped to 0.
     pub(crate) active_tunnels: u64,
+    pub(crate) edge_rtts: BTreeMap<String, i64>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct ConnectBody {
+    pub(crate) resource: String,
+    pub(crate) reconnect: Option<String>,
+    pub(crate) protocol: Option<String>,
+    pub(crate) edge_rtts: BTreeMap<String, i64>,
+    pub(crate) probes: bool,
 }
 
 /// The `detail` of a 422.
@@ -59,7 +69,7 @@ pub(crate) fn heartbeat(body: &Value) -> Result<HeartbeatBody, Problems> {
     let zone = check.text(object, "zone", Presence::Optional);
     let instance_id = check.text(object, "instance_id", Presence::Optional);
     let active_tunnels = check.optional(object, "active_tunnels", "int_type", Value::as_i64);
-    check.edge_rtts(object);
+    let edge_rtts = check.edge_rtts(object, "edge_rtts");
     check.done(|| HeartbeatBody {
         resources: resources.to_vec(),
         labels,
@@ -67,7 +77,37 @@ pub(crate) fn heartbeat(body: &Value) -> Result<HeartbeatBody, Problems> {
         zone,
         instance_id,
         active_tunnels: active_tunnels.unwrap_or_default().try_into().unwrap_or_default(),
+        edge_rtts,
     })
+}
+
+pub(crate) fn connect(body: &Value) -> Result<ConnectBody, Problems> {
+    let mut check = Check::default();
+    let object = check.object(body);
+    let resource = check.text(object, "resource_name", Presence::Required);
+    if resource.as_ref().is_some_and(|name| !(1..=NAME_CHARACTERS).contains(&name.chars().count())) {
+        check.refuse("string_length", "resource_name", "String should have 1 to 63 characters");
+    }
+    let reconnect = check.text(object, "reconnect_session_id", Presence::Optional);
+    let protocol = check.text(object, "protocol", Presence::Optional);
+    let edge_rtts = check.edge_rtts(object, "client_edge_rtts");
+    let probes = check.optional(object, "probe_retry_supported", "bool_type", Value::as_bool);
+    check.done(|| ConnectBody {
+        resource: resource.unwrap_or_default(),
+        reconnect,
+        protocol,
+        edge_rtts,
+        probes: probes.unwrap_or_default(),
+    })
+}
+
+/// The session that a client asks whether to move.
+pub(crate) fn reevaluate(body: &Value) -> Result<String, Problems> {
+    let mut check = Check::default();
+    let object = check.object(body);
+    let session = check.text(object, "session_id", Presence::Required);
+    check.edge_rtts(object, "client_edge_rtts");
+    check.done(|| session.unwrap_or_default())
 }
 
 /// The instance id of a drain message.
@@ -227,15 +267,18 @@ impl Check {
         }
     }
 
-    fn edge_rtts(&mut self, object: &Map<String, Value>) {
-        let map = self.map(object, "edge_rtts");
-        self.place.push("edge_rtts".into());
-        for key in map.keys() {
-            if !map[key].is_i64() {
-                self.refuse("int_type", key.as_str(), "Input should be a valid integer");
+    fn edge_rtts(&mut self, object: &Map<String, Value>, key: &str) -> BTreeMap<String, i64> {
+        let map = self.map(object, key);
+        self.place.push(key.into());
+        let mut rtts = BTreeMap::new();
+        for (edge, value) in map {
+            match value.as_i64() {
+                Some(rtt) => drop(rtts.insert(edge.clone(), rtt)),
+                None => self.refuse("int_type", edge.as_str(), "Input should be a valid integer"),
             }
         }
         self.place.pop();
+        rtts
     }
 }
 

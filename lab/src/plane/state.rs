@@ -13,14 +13,19 @@ use serde_json::{Value, json};
 use super::agents::{Agent, Registry, Tokens};
 use super::api::{Call, Route};
 use super::auth::{self, Caller};
+use super::bridges::Bridges;
 use super::ca::{CertificateAuthority, IssuedIdentity, whole_seconds};
+use super::catalogue::Catalogue;
+use super::connect::Steer;
 use super::events::{Order, Steering};
 use super::faults::{Fault, Faults};
 use super::limits::{Allowance, Limiter, RateLimits};
 use super::queues::{Address, Command, Popped, Queues};
-use super::record::{Heartbeat, InstanceReport, Join, Observed, Renewal, RequestRecord, Stream};
+use super::record::{Heartbeat, InstanceReport, Join, Observed, Renewal, RequestRecord, SentCommand, Stream};
+use super::relays::Assignments;
 use super::reply::Reply;
 use super::schema::{self, Problems};
+use super::sessions::Sessions;
 use super::version::Versions;
 
 /// The state and the bell that rings on every change.
@@ -68,6 +73,11 @@ pub(crate) struct State {
     pub(crate) tokens: Tokens,
     pub(crate) registry: Registry,
     pub(crate) queues: Queues,
+    pub(crate) catalogue: Catalogue,
+    pub(crate) bridges: Bridges,
+    pub(crate) sessions: Sessions,
+    pub(crate) relays: Assignments,
+    pub(crate) steer: Steer,
     pub(crate) revoked: BTreeSet<String>,
     pub(crate) versions: Versions,
     pub(crate) faults: Faults,
@@ -80,7 +90,7 @@ pub(crate) struct State {
 }
 
 /// A call's outcome: the right answer, or the refusal that ended it early.
-type Outcome = Result<Reply, Reply>;
+pub(crate) type Outcome = Result<Reply, Reply>;
 
 impl State {
     pub(crate) fn new(policy: CertificatePolicy, limits: RateLimits) -> Self {
@@ -90,6 +100,11 @@ impl State {
             tokens: Tokens::default(),
             registry: Registry::default(),
             queues: Queues::default(),
+            catalogue: Catalogue::default(),
+            bridges: Bridges::default(),
+            sessions: Sessions::default(),
+            relays: Assignments::default(),
+            steer: Steer::default(),
             revoked: BTreeSet::new(),
             versions: Versions::default(),
             faults: Faults::default(),
@@ -169,6 +184,8 @@ impl State {
         let (caller, body) = self.identified(call, schema::heartbeat)?;
         let now = self.now();
         self.addressed(path_id, &caller)?.heartbeat(&body, now);
+        self.catalogue.heartbeat(&caller.name, &body.resources, now);
+        self.relays.heartbeat(&caller.name, &body.resources, now);
         self.seen.heartbeats.push(Heartbeat {
             at: SystemTime::now(),
             agent: caller.name,
@@ -256,12 +273,22 @@ impl State {
     }
 
     /// Enqueues a command by the platform's choice of instance; `None` when there is no candidate.
-    pub(crate) fn send(&mut self, agent: &str, event: &str, data: &Value) -> Option<String> {
+    pub(crate) fn send(&mut self, agent_name: &str, event: &str, data: &Value) -> Option<String> {
         let now = self.now();
-        let agent = self.registry.get_mut(agent)?;
+        let agent = self.registry.get_mut(agent_name)?;
         let instance_id = if event == "relay_connect" { agent.choose_for_relay(now) } else { agent.choose(now) }?;
         let address = Address { agent_id: agent.id.clone(), instance_id: instance_id.clone() };
         self.queues.enqueue(&address, Command { event: event.to_owned(), data: data.to_string() }, now);
+        let text = |key: &str| data[key].as_str().map(str::to_owned);
+        self.seen.commands.push(SentCommand {
+            at: SystemTime::now(),
+            agent: agent_name.to_owned(),
+            instance_id: instance_id.clone(),
+            event: event.to_owned(),
+            command: text("command"),
+            session: text("session_id"),
+            bridge: text("bridge_host").zip(data["bridge_port"].as_u64()),
+        });
         Some(instance_id)
     }
 
@@ -323,14 +350,18 @@ impl State {
 
 /// Join and renewal answer in the same shape.
 fn identity_json(agent_id: &str, issued: &IssuedIdentity) -> Value {
-    let expires_at = jiff::Timestamp::try_from(whole_seconds(issued.not_after)).map(|time| time.to_string());
     json!({
         "agent_id": agent_id,
         "certificate": issued.certificate_pem,
         "private_key": issued.private_key_pem,
-        "certificate_expires_at": expires_at.unwrap_or_default(),
+        "certificate_expires_at": timestamp(issued.not_after),
         "ca_certificate": issued.ca_pem,
     })
+}
+
+/// RFC 3339 in UTC, in whole seconds.
+pub(crate) fn timestamp(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(whole_seconds(time)).map(|time| time.to_string()).unwrap_or_default()
 }
 
 /// What arrives on a stream as it stands, whatever it is.

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::*;
 
-mod client;
+pub(crate) mod client;
 
 fn plane() -> ControlPlane {
     with(Options::default())

@@ -8,51 +8,51 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::super::ControlPlane;
+use crate::plane::ControlPlane;
 
 /// Longer than anything on a loaded machine takes; only a failing test waits for it.
-pub(super) const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 /// An answer.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     head: String,
-    pub(super) body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
     /// The body was shorter than announced.
-    pub(super) torn: bool,
+    pub(crate) torn: bool,
 }
 
 impl Answer {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let lines = self.head.lines().filter_map(|line| line.split_once(": "));
         lines.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
     }
 
-    pub(super) fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    pub(super) fn detail(&self) -> Value {
+    pub(crate) fn detail(&self) -> Value {
         self.json()["detail"].clone()
     }
 }
 
 /// A connection to the plane.
-pub(super) struct Client {
+pub(crate) struct Client {
     stream: TcpStream,
     /// What was read past the part that was asked for.
     ahead: Vec<u8>,
 }
 
 impl Client {
-    pub(super) fn connect(plane: &ControlPlane) -> Self {
+    pub(crate) fn connect(plane: &ControlPlane) -> Self {
         let stream = TcpStream::connect(plane.url().strip_prefix("http://").unwrap()).unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         Self { stream, ahead: Vec::new() }
     }
 
-    pub(super) fn write(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) {
+    pub(crate) fn write(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) {
         let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let length = body.len();
         let request =
@@ -61,7 +61,7 @@ impl Client {
     }
 
     /// Sends a request and reads its answer whole; an error when the connection ends before the head does.
-    pub(super) fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> io::Result<Answer> {
+    pub(crate) fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> io::Result<Answer> {
         self.write(method, path, headers, body);
         let mut answer = self.read_head()?;
         let length = answer.header("content-length").map_or(0, |length| length.parse().unwrap());
@@ -71,7 +71,7 @@ impl Client {
         Ok(answer)
     }
 
-    pub(super) fn read_head(&mut self) -> io::Result<Answer> {
+    pub(crate) fn read_head(&mut self) -> io::Result<Answer> {
         let end = self.read_until(b"\r\n\r\n")?;
         let head = String::from_utf8(end).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
@@ -79,7 +79,7 @@ impl Client {
     }
 
     /// The next event of a stream as its text, chunk framing removed.
-    pub(super) fn event(&mut self) -> String {
+    pub(crate) fn event(&mut self) -> String {
         let mut text = String::new();
         while !text.ends_with("\n\n") {
             text.push_str(&self.chunk().unwrap());
@@ -88,7 +88,7 @@ impl Client {
     }
 
     /// The next chunk of a chunked body; an error when the connection ends first.
-    pub(super) fn chunk(&mut self) -> io::Result<String> {
+    pub(crate) fn chunk(&mut self) -> io::Result<String> {
         let size = String::from_utf8(self.read_until(b"\r\n")?).unwrap();
         let size = usize::from_str_radix(size.trim(), 16).unwrap();
         while self.ahead.len() < size + 2 {
@@ -99,7 +99,7 @@ impl Client {
     }
 
     /// Whether nothing at all comes for this long.
-    pub(super) fn hears_nothing_for(&mut self, time: Duration) -> bool {
+    pub(crate) fn hears_nothing_for(&mut self, time: Duration) -> bool {
         self.stream.set_read_timeout(Some(time)).unwrap();
         let silent =
             self.ahead.is_empty() && self.read_more().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
@@ -129,19 +129,19 @@ impl Client {
 }
 
 /// One request on a connection of its own.
-pub(super) fn ask(plane: &ControlPlane, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+pub(crate) fn ask(plane: &ControlPlane, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
     Client::connect(plane).ask(method, path, headers, body).unwrap()
 }
 
 /// What an agent holds after a join.
-pub(super) struct Agent {
-    pub(super) name: String,
-    pub(super) id: String,
-    pub(super) header: String,
+pub(crate) struct Agent {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    pub(crate) header: String,
 }
 
 impl Agent {
-    pub(super) fn join(plane: &ControlPlane, name: &str) -> Self {
+    pub(crate) fn join(plane: &ControlPlane, name: &str) -> Self {
         let body = join_body(&plane.issue_token(1), name);
         let answer = ask(plane, "POST", "/api/v1/agents/join", &[], &body);
         assert_eq!(answer.status, 201, "{answer:?}");
@@ -150,18 +150,18 @@ impl Agent {
         Self { name: name.into(), id: json["agent_id"].as_str().unwrap().into(), header }
     }
 
-    pub(super) fn post(&self, plane: &ControlPlane, call: &str, body: &str) -> Answer {
+    pub(crate) fn post(&self, plane: &ControlPlane, call: &str, body: &str) -> Answer {
         let path = format!("/api/v1/agents/{}/{call}", self.name);
         ask(plane, "POST", &path, &[("X-Bamf-Client-Cert", &self.header)], body)
     }
 
-    pub(super) fn heartbeat(&self, plane: &ControlPlane, instance: &str, tunnels: u64) -> Answer {
+    pub(crate) fn heartbeat(&self, plane: &ControlPlane, instance: &str, tunnels: u64) -> Answer {
         let body = serde_json::json!({ "instance_id": instance, "active_tunnels": tunnels });
         self.post(plane, "heartbeat", &body.to_string())
     }
 
     /// Opens an event stream and reads its head.
-    pub(super) fn stream(&self, plane: &ControlPlane, instance: &str) -> Client {
+    pub(crate) fn stream(&self, plane: &ControlPlane, instance: &str) -> Client {
         let mut client = Client::connect(plane);
         let path = format!("/api/v1/agents/{}/events?instance_id={instance}", self.name);
         client.write("GET", &path, &[("X-Bamf-Client-Cert", &self.header), ("accept", "text/event-stream")], "");
@@ -171,6 +171,6 @@ impl Agent {
     }
 }
 
-pub(super) fn join_body(token: &str, name: &str) -> String {
+pub(crate) fn join_body(token: &str, name: &str) -> String {
     serde_json::json!({ "join_token": token, "name": name, "labels": {} }).to_string()
 }
