@@ -1,4 +1,11 @@
-//! Measures what docs/performance.md claims: size, memory, start, and how long an update takes. Medians of several runs.
+//! Measures what docs/performance.md claims: size, memory, start, sessions, and how long an update takes.
+//!
+//! Medians of several runs; what is compared runs in turn, in the same run.
+
+mod far;
+pub mod plain;
+mod process;
+mod sessions;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,23 +24,47 @@ const UPDATES: usize = 5;
 const IDLE: Duration = Duration::from_secs(10);
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Measures and prints.
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Size, memory when idle, start.
+    Base,
+    /// Sessions beside a plain copy.
+    Sessions,
+    /// Updates; needs root.
+    Updates,
+}
+
+/// Measures and prints; all parts where none is named.
 ///
 /// # Errors
 /// The agent cannot be built or does not connect.
-pub fn run() -> Result<(), String> {
+pub fn run(parts: &[Part]) -> Result<(), String> {
+    let wanted = |part| parts.is_empty() || parts.contains(&part);
     let build = |version| binaries::build(version, None).map_err(|error| format!("the agent cannot be built: {error}"));
     let binary = build("1.0.0")?;
-    let size = binary.metadata().map_err(|error| error.to_string())?.len();
-    screen::line(&format!("size of the binary                        {:.2} MiB", mebibytes(size)));
-    memory(&binary)?;
-    starts(&binary)?;
+    if wanted(Part::Base) {
+        base(&binary)?;
+    }
+    if wanted(Part::Sessions) {
+        sessions::run(&binary)?;
+    }
+    if !wanted(Part::Updates) {
+        return Ok(());
+    }
     if let Err(why) = Machine::available() {
         screen::line(&format!("update                                    not measured: {why}"));
         return Ok(());
     }
     build("1.1.0")?;
     updates()
+}
+
+fn base(binary: &Path) -> Result<(), String> {
+    let size = binary.metadata().map_err(|error| error.to_string())?.len();
+    screen::line(&format!("size of the binary                        {:.2} MiB", mebibytes(size)));
+    memory(binary)?;
+    starts(binary)
 }
 
 /// Resident and private memory of an idle, connected agent.
@@ -45,14 +76,9 @@ fn memory(binary: &Path) -> Result<(), String> {
         return Err(format!("not connected:\n{}", agent.log()));
     }
     std::thread::sleep(IDLE);
-    let rollup =
-        std::fs::read_to_string(format!("/proc/{}/smaps_rollup", agent.pid())).map_err(|error| error.to_string())?;
     for (name, key) in [("resident", "Rss:"), ("private dirty", "Private_Dirty:")] {
-        let kib = rollup
-            .lines()
-            .find_map(|line| line.strip_prefix(key)?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-        let kib = kib.ok_or_else(|| format!("no {key} in smaps_rollup"))?;
-        screen::line(&format!("memory, idle for {} s, {name:<20}    {:.2} MiB", IDLE.as_secs(), mebibytes(kib * 1024)));
+        let bytes = process::memory(agent.pid(), key)?;
+        screen::line(&format!("memory, idle for {} s, {name:<20}    {:.2} MiB", IDLE.as_secs(), mebibytes(bytes)));
     }
     Ok(())
 }
@@ -129,6 +155,12 @@ fn report(what: &str, times: &mut [Duration]) {
         milliseconds(least),
         milliseconds(most)
     ));
+}
+
+/// The middle one; of an even number the upper one of the two.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "two decimals are shown")]

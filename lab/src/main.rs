@@ -18,8 +18,22 @@ struct Arguments {
 enum Command {
     /// Show the main job: join, reconnect, update, refuse, roll back
     Demo,
-    /// Measure size, memory, start and update
-    Bench,
+    /// Measure size, memory, start, sessions and updates
+    Bench {
+        /// Only these parts
+        #[arg(value_enum)]
+        parts: Vec<bench::Part>,
+    },
+    /// Copy between TLS and TCP, for comparison
+    #[command(hide = true)]
+    PlainCopy {
+        /// Port of the far end on loopback
+        bridge_port: u16,
+        /// Where to
+        target: std::net::SocketAddr,
+        /// Directory with certificate, key and authority
+        directory: std::path::PathBuf,
+    },
     /// Run a control plane and a bridge on loopback until Ctrl-C, and print how to join it
     Serve {
         /// Version that the API reports
@@ -48,7 +62,8 @@ enum Command {
 fn main() -> ExitCode {
     let ended = match Arguments::parse().command {
         Command::Demo => demo::run(),
-        Command::Bench => bench::run(),
+        Command::Bench { parts } => bench::run(&parts),
+        Command::PlainCopy { bridge_port, target, directory } => bench::plain::run(bridge_port, target, &directory),
         Command::Serve { api_version } => playground::serve(&api_version),
         Command::Client { kind, api, ca, token, resource } => {
             std::fs::read_to_string(&ca).map_err(|error| format!("{}: {error}", ca.display())).and_then(|ca| {
