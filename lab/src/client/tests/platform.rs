@@ -16,7 +16,7 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio_rustls::TlsAcceptor;
 
 use super::super::local::LocalPort;
-use super::super::{Client, Dial, Error, Link, Options, Status, Tunnel};
+use super::super::{Client, Dial, Error, Link, Options, Received, Status, Tunnel, frame};
 use crate::pattern::Pattern;
 use crate::runtime::{block_on, handle};
 use crate::serve::{Handler, Network, Server};
@@ -222,6 +222,55 @@ fn a_local_port_carries_one_connection_and_closes_with_it() {
         assert_eq!(agent.status(), Status::ClosedByPeer);
         assert!(TcpStream::connect(port.address()).await.is_err());
     });
+}
+
+#[test]
+fn bytes_stay_exact_while_the_client_hops_from_connection_to_connection() {
+    const TOTAL: usize = 24 << 20;
+    let fake = Fake::start("tcp");
+    block_on(async {
+        let client = fake.client(Options::robust()).connect("db").await.unwrap();
+        let agent = fake.agent().await;
+        let write = async |tunnel: &Tunnel| {
+            let mut pattern = Pattern::default();
+            while pattern.position() < TOTAL as u64 {
+                tunnel.write(&pattern.bytes(1 << 18)).await.unwrap();
+            }
+        };
+        let read = async |tunnel: &Tunnel| {
+            let (mut pattern, mut buffer) = (Pattern::default(), vec![0; 1 << 18]);
+            while pattern.position() < TOTAL as u64 {
+                let count = tunnel.read(&mut buffer).await.unwrap();
+                pattern.check(&buffer[..count]).unwrap();
+            }
+        };
+        let hop = async {
+            for round in 1..=6 {
+                client.hop();
+                assert!(client.wait_reconnects(round, LIMIT).await, "{:?}", client.status());
+            }
+        };
+        tokio::join!(write(&client), read(&client), write(&agent), read(&agent), hop);
+        assert!(client.wait_acknowledged(LIMIT).await && agent.wait_acknowledged(LIMIT).await);
+    });
+}
+
+#[test]
+fn a_session_by_hand_comes_back_under_its_id() {
+    let fake = Fake::start("tcp");
+    let client = fake.client(Options::robust());
+    let mut wire = client.open_wire("db").unwrap();
+    let agent = block_on(fake.agent());
+    wire.write_byte_by_byte(&frame::data(1, b"by hand")).unwrap();
+    block_on(agent.read_exact(&mut [0; 7])).unwrap();
+    assert_eq!(wire.next(LIMIT).unwrap(), Received::Ack(1));
+    let session_id = wire.session_id.clone();
+    wire.end();
+    let mut wire = client.open_wire_again("db", &session_id).unwrap();
+    assert_eq!(wire.next_but_acks(LIMIT).unwrap(), Received::Handshake(2));
+    wire.write(&[&frame::handshake(1)[..], &frame::data(2, b"!"), &frame::CLOSE].concat()).unwrap();
+    assert_eq!(block_on(agent.read_to_end()).unwrap(), b"!");
+    assert_eq!(agent.status(), Status::ClosedByPeer);
 }
 
 #[test]
