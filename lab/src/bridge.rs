@@ -32,6 +32,7 @@ mod tls;
 
 pub use splice::{Cut, SpliceView};
 pub use tls::Certificate;
+pub use tls::server_config;
 pub(crate) use tls::server;
 
 use life::{Base, Life, Running};

@@ -31,6 +31,14 @@ pub enum Certificate {
     Expired,
 }
 
+/// What a bridge of this id and host serves TLS with, for bridges that a test writes itself.
+///
+/// # Errors
+/// The id or the host does not fit into a certificate.
+pub fn server_config(ca: &CertificateAuthority, id: &str, host: &str) -> io::Result<Arc<ServerConfig>> {
+    server(ca, id, host, &Certificate::Proper)
+}
+
 /// What a bridge serves TLS with.
 pub(crate) fn server(
     ca: &CertificateAuthority,
