@@ -348,8 +348,11 @@ impl Bridge {
     /// Bytes of all tunnels that were not killed, up and down.
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
-        let (up, down) = self.base.note(|seen| (seen.finished_up, seen.finished_down));
-        self.splices().iter().fold((up, down), |(up, down), splice| (up + splice.up, down + splice.down))
+        // Under one lock with the end of a tunnel, which moves its bytes from here to there.
+        self.base.note(|seen| {
+            let finished = (seen.finished_up, seen.finished_down);
+            self.splices().iter().fold(finished, |(up, down), splice| (up + splice.up, down + splice.down))
+        })
     }
 
     /// Interim responses that were taken for final ones, as the platform's bridge takes them.
