@@ -152,6 +152,19 @@ async fn a_bridge_can_show_certificates_that_nobody_should_accept() {
 }
 
 #[tokio::test]
+async fn a_bridge_learns_of_a_new_authority_when_it_starts_again() {
+    let mut rig = Rig::new();
+    rig.plane.rotate_ca();
+    let (client, _) = rig.open("db");
+    assert!(client.handshake().await.is_err(), "the bridge still shows the old one's certificate");
+    rig.bridge.restart().unwrap();
+    let mut client = client.dial().await.unwrap();
+    assert!(rig.bridge.wait_for(LIMIT, |bridge| bridge.pending() == 1));
+    rig.bridge.kill();
+    assert!(end_of(&mut client).await.1.is_err());
+}
+
+#[tokio::test]
 async fn a_killed_bridge_reports_nothing_and_the_session_goes_on_at_another() {
     let mut rig = Rig::new();
     let other = Bridge::start(&rig.plane, BridgeOptions { id: "bridge-1".into(), ..BridgeOptions::default() }).unwrap();
