@@ -109,7 +109,6 @@ pub enum Reap {
 #[derive(Debug)]
 pub struct Bridge {
     base: Arc<Base>,
-    ca: Arc<crate::plane::CertificateAuthority>,
     port: u16,
     internal: SocketAddr,
     state: Mutex<State>,
@@ -129,14 +128,13 @@ impl Bridge {
     /// # Errors
     /// A port cannot be bound, or the id or host does not fit into a certificate.
     pub fn start(plane: &ControlPlane, options: BridgeOptions) -> io::Result<Self> {
-        let ca = plane.ca();
-        let tls = tls::server(&ca, &options.id, &options.host, &options.certificate)?;
+        let tls = tls::server(&plane.ca(), &options.id, &options.host, &options.certificate)?;
         let peers = options.network.bind(options.port)?;
         let visitors = options.network.bind(0)?;
         let (port, internal) = (peers.local_addr()?.port(), visitors.local_addr()?);
         let base = Arc::new(Base::new(plane.shared(), options, tls));
         let running = Running::start(&base, peers, visitors)?;
-        let bridge = Self { base, ca, port, internal, state: Mutex::new(State::Running(running)) };
+        let bridge = Self { base, port, internal, state: Mutex::new(State::Running(running)) };
         bridge.register();
         Ok(bridge)
     }
@@ -191,12 +189,14 @@ impl Bridge {
         self.hold_ports();
     }
 
-    /// Listens again on the same ports, with nothing remembered but what was counted.
+    /// Listens again on the same ports, with nothing remembered but what was counted and ordered. Its certificate is new, of
+    /// the CA that is in place.
     ///
     /// # Errors
     /// Somebody took a port meanwhile.
     pub fn restart(&self) -> io::Result<()> {
         self.kill();
+        self.present(&self.base.switches(|switches| switches.certificate.clone()))?;
         let network = &self.base.options.network;
         let (peers, visitors) = (network.bind(self.port)?, network.bind(self.internal.port())?);
         *self.state() = State::Running(Running::start(&self.base, peers, visitors)?);
@@ -273,8 +273,12 @@ impl Bridge {
     /// A host name does not fit into a certificate.
     pub fn present(&self, certificate: &Certificate) -> io::Result<()> {
         let options = &self.base.options;
-        let tls = tls::server(&self.ca, &options.id, &options.host, certificate)?;
-        self.base.switches(|switches| switches.tls = tls);
+        let ca = self.base.plane.with(|plane| Arc::clone(&plane.ca));
+        let tls = tls::server(&ca, &options.id, &options.host, certificate)?;
+        self.base.switches(|switches| {
+            switches.tls = tls;
+            switches.certificate = certificate.clone();
+        });
         Ok(())
     }
 
@@ -350,8 +354,11 @@ impl Bridge {
     /// Bytes of all tunnels that were not killed, up and down.
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
-        let (up, down) = self.base.note(|seen| (seen.finished_up, seen.finished_down));
-        self.splices().iter().fold((up, down), |(up, down), splice| (up + splice.up, down + splice.down))
+        // Under one lock with the end of a tunnel, which moves its bytes from here to there.
+        self.base.note(|seen| {
+            let finished = (seen.finished_up, seen.finished_down);
+            self.splices().iter().fold(finished, |(up, down), splice| (up + splice.up, down + splice.down))
+        })
     }
 
     /// Interim responses that were taken for final ones, as the platform's bridge takes them.

@@ -332,6 +332,8 @@ async fn take_out<W: AsyncWrite + Unpin>(
                 let settings = settings.borrow();
                 (settings.piece, settings.bytes_per_second)
             };
+            // Twenty pieces a second at least, so that a slow cable flows instead of gushing.
+            let piece = rate.map_or(piece, |rate| piece.min(usize::try_from(rate / 20).unwrap_or(ROOM).max(1)));
             let (now, later) = rest.split_at(rest.len().min(piece));
             to.write_all(now).await?;
             rest = later;

@@ -245,9 +245,10 @@ impl ControlPlane {
         self.shared.with(|state| state.registry.view(name, state.now()))
     }
 
-    /// What heartbeats are answered as `edge_probe_targets`: objects of `edge`, `host` and `port`.
+    /// What heartbeats are answered as `edge_probe_targets`: objects of `edge`, `host` and `port`. At first they are the
+    /// named edges that have a bridge.
     pub fn set_edge_probe_targets(&self, targets: Vec<Value>) {
-        self.shared.with(|state| state.edge_probe_targets = targets);
+        self.shared.with(|state| state.edge_probe_targets = Some(targets));
     }
 }
 

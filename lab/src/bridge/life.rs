@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::meeting::Meeting;
 use super::pool::Pool;
 use super::splice::Splices;
-use super::{BridgeOptions, ClosedReport};
+use super::{BridgeOptions, Certificate, ClosedReport};
 use crate::plane::{Role, Shared};
 
 /// How long a clean stop waits for its connections to end.
@@ -42,6 +42,7 @@ pub(crate) struct Switches {
     pub(crate) never_match: bool,
     pub(crate) closed_report: ClosedReport,
     pub(crate) tls: Arc<ServerConfig>,
+    pub(crate) certificate: Certificate,
 }
 
 /// What outlives a run.
@@ -57,7 +58,8 @@ pub(crate) struct Base {
 
 impl Base {
     pub(crate) fn new(plane: Arc<Shared>, options: BridgeOptions, tls: Arc<ServerConfig>) -> Self {
-        let switches = Switches { never_match: false, closed_report: options.closed_report, tls };
+        let certificate = options.certificate.clone();
+        let switches = Switches { never_match: false, closed_report: options.closed_report, tls, certificate };
         Self {
             plane,
             options,

@@ -4,10 +4,13 @@
 //! the platform's way. A test may end it in other ways, or hold it up.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::Poll;
 
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{Notify, mpsc};
 
@@ -17,8 +20,11 @@ use super::link::{Link, close, reset};
 use super::meeting::Peer;
 use crate::plane::SessionEnd;
 
-/// Bytes that are copied at a time.
-const BUFFER: usize = 128 << 10;
+/// Room for one read, a TLS record: what a tunnel holds in each direction while it idles.
+const RECORD: usize = 16 << 10;
+
+/// Bytes that leave together at most.
+const BULK: usize = 128 << 10;
 
 /// How a test ends a tunnel at its bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,8 +165,8 @@ pub(crate) async fn run(life: &Arc<Life>, client: Peer, agent: Peer) {
     let end = SessionEnd { session, up: counts.up.load(Ordering::Relaxed), down: counts.down.load(Ordering::Relaxed) };
     let (up, down) = (end.up, end.down);
     finish(life, cut, client_link, agent_link, end, &mut orders).await;
-    life.splices.leave(number);
     life.base.note(|seen| {
+        life.splices.leave(number);
         seen.finished_up += up;
         seen.finished_down += down;
     });
@@ -256,16 +262,37 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = BytesMut::with_capacity(RECORD);
     loop {
         gate.pass().await;
-        let length = from.read(&mut buffer).await?;
-        if length == 0 {
+        buffer.clear();
+        if from.read_buf(&mut buffer).await? == 0 {
             return Ok(());
         }
+        // Records that have arrived already leave together: fewer and larger writes carry bulk faster.
+        let ended = take_the_rest(from, &mut buffer).await;
         gate.pass().await;
-        to.write_all(&buffer[..length]).await?;
+        to.write_all(&buffer).await?;
         to.flush().await?;
-        count.fetch_add(length as u64, Ordering::Relaxed);
+        count.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        if ended {
+            return Ok(());
+        }
     }
+}
+
+/// Reads what is there without waiting, as far as it fits; true if the stream has ended.
+async fn take_the_rest<R: AsyncRead + Unpin>(from: &mut R, buffer: &mut BytesMut) -> bool {
+    std::future::poll_fn(|context| {
+        while buffer.len() < BULK {
+            buffer.reserve(RECORD);
+            match pin!(from.read_buf(buffer)).poll(context) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(true),
+                Poll::Ready(Ok(_)) => {}
+            }
+        }
+        Poll::Ready(false)
+    })
+    .await
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
+use crate::cable::Cable;
 use crate::plane::SessionFlaw;
 use crate::plane::tests::client::LIMIT;
 use rig::{Rig, end_of, passes};
@@ -125,7 +126,7 @@ async fn certificates_that_are_not_valid_now_or_not_ours_fail_after_the_handshak
         let mut peer = agent.handshake().await.expect("TLS 1.3 tells late");
         assert!(end_of(&mut peer).await.1.is_err(), "{flaw:?}");
     }
-    assert_eq!((rig.bridge.failed_handshakes(), rig.bridge.handshakes()), (3, 0));
+    assert!(rig.bridge.wait_for(LIMIT, |bridge| bridge.failed_handshakes() == 3) && rig.bridge.handshakes() == 0);
     rig.plane.flaw_session_certificates(Role::Agent, SessionFlaw::Backdated(Duration::from_secs(60)));
     let (session, ..) = rig.tunnel().await;
     assert_eq!(rig.bridge.session_handshakes(&session, Role::Agent), 1);
@@ -148,6 +149,19 @@ async fn a_bridge_can_show_certificates_that_nobody_should_accept() {
     }
     rig.bridge.present(&Certificate::Proper).unwrap();
     assert!(rig.identity.handshake().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_bridge_learns_of_a_new_authority_when_it_starts_again() {
+    let mut rig = Rig::new();
+    rig.plane.rotate_ca();
+    let (client, _) = rig.open("db");
+    assert!(client.handshake().await.is_err(), "the bridge still shows the old one's certificate");
+    rig.bridge.restart().unwrap();
+    let mut client = client.dial().await.unwrap();
+    assert!(rig.bridge.wait_for(LIMIT, |bridge| bridge.pending() == 1));
+    rig.bridge.kill();
+    assert!(end_of(&mut client).await.1.is_err());
 }
 
 #[tokio::test]
@@ -226,6 +240,47 @@ async fn a_silenced_tunnel_stays_open_and_says_nothing() {
     assert!(tokio::time::timeout(SHORT, agent.read_u8()).await.is_err());
     rig.bridge.cut(&session, Cut::ResetBoth);
     assert!(end_of(&mut agent).await.1.is_err());
+}
+
+#[tokio::test]
+async fn an_agents_link_can_break_while_the_client_notices_nothing() {
+    let mut rig = Rig::new();
+    let (session, mut client, mut agent) = rig.tunnel().await;
+    rig.bridge.cut(&session, Cut::ResetAgentOnly);
+    assert!(end_of(&mut agent).await.1.is_err());
+    assert!(tokio::time::timeout(SHORT, client.read_u8()).await.is_err());
+    rig.bridge.cut(&session, Cut::CleanUnreported);
+    assert!(end_of(&mut client).await.1.is_ok());
+}
+
+#[tokio::test]
+async fn an_audited_database_is_not_forwarded_before_eight_bytes_of_the_client() {
+    let mut rig = Rig::new();
+    let (client, agent) = rig.open("audited");
+    let (mut client, mut agent) = (client.dial().await.unwrap(), agent.dial().await.unwrap());
+    agent.write_all(b"greeting").await.unwrap();
+    client.write_all(b"startup").await.unwrap();
+    assert!(tokio::time::timeout(SHORT, client.read_u8()).await.is_err());
+    client.write_all(b"!").await.unwrap();
+    let mut read = [0; 8];
+    client.read_exact(&mut read).await.unwrap();
+    assert_eq!(&read, b"greeting");
+    agent.read_exact(&mut read).await.unwrap();
+    assert_eq!(&read, b"startup!");
+}
+
+#[tokio::test]
+async fn a_cable_between_agent_and_bridge_is_found_by_its_advertised_port() {
+    let mut rig = Rig::new();
+    let cable = Cable::start(rig.bridge.address()).unwrap();
+    rig.bridge.advertise("localhost", cable.address().port());
+    cable.split(1);
+    let (session, mut client, mut agent) = rig.tunnel().await;
+    passes(&mut agent, &mut client, "piece by piece").await;
+    cable.snap();
+    assert!(end_of(&mut client).await.1.is_err() && end_of(&mut agent).await.1.is_err());
+    assert!(rig.plane.wait_for(LIMIT, |seen| seen.closed.iter().any(|end| end.session == session)));
+    assert_eq!(cable.connections(), 2);
 }
 
 #[tokio::test]

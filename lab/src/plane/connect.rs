@@ -203,9 +203,21 @@ impl State {
         edges.into_keys().filter_map(|edge| Some((way(&edge)?, edge))).min().map(|(_, edge)| edge)
     }
 
+    /// The edges that agents are to probe.
+    pub(crate) fn edges_to_probe(&self) -> Vec<Value> {
+        let target = |(edge, at): (_, BridgeView)| json!({ "edge": edge, "host": at.host, "port": at.port });
+        self.named_edges().map(target).collect()
+    }
+
+    /// The edges that a client may probe.
     fn candidate_edges(&self) -> Vec<Value> {
-        let edges = self.bridges.edges(self.now()).into_iter().filter(|(edge, _)| !edge.is_empty());
-        edges.map(|(edge, at)| json!({ "name": edge, "probe_host": at.host, "probe_port": at.port })).collect()
+        let candidate =
+            |(edge, at): (_, BridgeView)| json!({ "name": edge, "probe_host": at.host, "probe_port": at.port });
+        self.named_edges().map(candidate).collect()
+    }
+
+    fn named_edges(&self) -> impl Iterator<Item = (String, BridgeView)> {
+        self.bridges.edges(self.now()).into_iter().filter(|(edge, _)| !edge.is_empty())
     }
 
     fn new_session_id(&mut self) -> String {

@@ -82,7 +82,8 @@ pub(crate) struct State {
     pub(crate) versions: Versions,
     pub(crate) faults: Faults,
     pub(crate) limiter: Limiter,
-    pub(crate) edge_probe_targets: Vec<Value>,
+    /// What a test ordered in place of the edges that have a bridge.
+    pub(crate) edge_probe_targets: Option<Vec<Value>>,
     pub(crate) streams: BTreeMap<u64, Steering>,
     pub(crate) silence: bool,
     pub(crate) seen: Observed,
@@ -109,7 +110,7 @@ impl State {
             versions: Versions::default(),
             faults: Faults::default(),
             limiter: Limiter::new(limits, Instant::now()),
-            edge_probe_targets: Vec::new(),
+            edge_probe_targets: None,
             streams: BTreeMap::new(),
             silence: false,
             seen: Observed::default(),
@@ -193,7 +194,8 @@ impl State {
             certificate_sha256: caller.sha256,
             body: schema::json_body(&call.body).map_err(Reply::invalid)?,
         });
-        Ok(Reply::json(200, &json!({ "message": "OK", "edge_probe_targets": self.edge_probe_targets })))
+        let targets = self.edge_probe_targets.clone().unwrap_or_else(|| self.edges_to_probe());
+        Ok(Reply::json(200, &json!({ "message": "OK", "edge_probe_targets": targets })))
     }
 
     pub(crate) fn renew(&mut self, path_id: &str, call: &Call) -> Outcome {

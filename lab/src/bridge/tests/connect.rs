@@ -180,7 +180,9 @@ fn edges_are_offered_probed_and_chosen_by_the_way_through_them() {
     let measured = json!({ "resource_name": "db", "client_edge_rtts": { "nl": 30, "eu": 20, "us": 1 } });
     assert_eq!(connect(&rig.plane, &measured).json()["bridge_port"], second.port());
     let beat = json!({ "instance_id": "i-1", "edge_rtts": { "eu": 50, "nl": 5 } });
-    rig.agent.post(&rig.plane, "heartbeat", &beat.to_string());
+    let answer = rig.agent.post(&rig.plane, "heartbeat", &beat.to_string()).json();
+    let targets = answer["edge_probe_targets"].as_array().unwrap();
+    assert_eq!((targets.len(), &targets[0]["edge"], &targets[0]["port"]), (2, &json!("eu"), &json!(second.port())));
     assert_eq!(connect(&rig.plane, &measured).json()["bridge_port"], rig.bridge.port());
     let (bridge, _) = rig.plane.ask_for_relay("edge-1", "eu").unwrap();
     assert_eq!(bridge.id, "bridge-1");

@@ -153,7 +153,7 @@ async fn bodiless_answers_and_those_that_end_with_the_connection_are_understood(
     relay.write_all(b"HTTP/1.1 200 OK\r\n\r\nall").await.unwrap();
     relay.shutdown().await.unwrap();
     assert!(read_until(&mut visitor, "\r\n0\r\n\r\n").await.ends_with("chunked\r\n\r\n3\r\nall\r\n0\r\n\r\n"));
-    assert_eq!(rig.bridge.relays("edge-1"), 0);
+    assert!(rig.bridge.wait_for(LIMIT, |bridge| bridge.relays("edge-1") == 0));
 }
 
 #[tokio::test]

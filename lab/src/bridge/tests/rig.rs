@@ -105,6 +105,7 @@ pub(super) fn beat(plane: &ControlPlane, agent: &Agent) {
         "instance_id": "i-1",
         "resources": [
             { "name": "db", "resource_type": "postgres", "labels": {}, "hostname": "localhost", "port": 5432 },
+            { "name": "audited", "resource_type": "postgres-audit", "labels": {} },
             { "name": "shell", "resource_type": "ssh", "labels": {} },
             { "name": "web", "resource_type": "http", "labels": {}, "tunnel_hostname": "web" },
         ],
