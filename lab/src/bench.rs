@@ -35,14 +35,15 @@ pub enum Part {
     Updates,
 }
 
-/// Measures and prints; all parts where none is named.
+/// Measures and prints; all parts where none is named. Updates need several versions, which are built; everything else
+/// is measured with `agent`, if one is given.
 ///
 /// # Errors
 /// The agent cannot be built or does not connect.
-pub fn run(parts: &[Part]) -> Result<(), String> {
+pub fn run(parts: &[Part], agent: Option<&Path>) -> Result<(), String> {
     let wanted = |part| parts.is_empty() || parts.contains(&part);
     let build = |version| binaries::build(version, None).map_err(|error| format!("the agent cannot be built: {error}"));
-    let binary = build("1.0.0")?;
+    let binary = agent.map_or_else(|| build("1.0.0"), |agent| Ok(agent.to_owned()))?;
     if wanted(Part::Base) {
         base(&binary)?;
     }

@@ -32,8 +32,8 @@ mod tls;
 
 pub use splice::{Cut, SpliceView};
 pub use tls::Certificate;
-pub use tls::server_config;
 pub(crate) use tls::server;
+pub use tls::server_config;
 
 use life::{Base, Life, Running};
 

@@ -23,6 +23,9 @@ enum Command {
         /// Only these parts
         #[arg(value_enum)]
         parts: Vec<bench::Part>,
+        /// Measure this agent instead of one that is built
+        #[arg(long)]
+        agent: Option<std::path::PathBuf>,
     },
     /// Copy between TLS and TCP, for comparison
     #[command(hide = true)]
@@ -62,7 +65,7 @@ enum Command {
 fn main() -> ExitCode {
     let ended = match Arguments::parse().command {
         Command::Demo => demo::run(),
-        Command::Bench { parts } => bench::run(&parts),
+        Command::Bench { parts, agent } => bench::run(&parts, agent.as_deref()),
         Command::PlainCopy { bridge_port, target, directory } => bench::plain::run(bridge_port, target, &directory),
         Command::Serve { api_version } => playground::serve(&api_version),
         Command::Client { kind, api, ca, token, resource } => {

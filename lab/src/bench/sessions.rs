@@ -106,7 +106,7 @@ impl Stage {
 
     fn session_id(&self) -> String {
         self.serial.set(self.serial.get() + 1);
-        format!("bench-{:026}", self.serial.get())
+        format!("{:06}-session-of-the-bench", self.serial.get())
     }
 
     /// A framed session, whose far end acknowledges every 50 ms as the platform's client does.
@@ -245,7 +245,7 @@ impl Stage {
     fn memory(&self) -> Result<(), String> {
         let resident = || process::memory(self.agent.pid(), "Rss:");
         // What a first session makes once and for all does not count for the thousand.
-        drop(self.tunnel("echo")?);
+        block_on(self.tunnel("echo")?.close());
         self.all_closed()?;
         let (before, descriptors) = (resident()?, process::descriptors(self.agent.pid()));
         let tunnels = (0..MANY).map(|_| self.tunnel("echo")).collect::<Result<Vec<_>, _>>()?;
