@@ -324,3 +324,51 @@ async fn an_idle_connection_ends_in_good_order_when_asked_and_a_busy_one_after_i
     assert_eq!(rest(&mut busy).await, OK);
     assert_eq!(served_busy.await.unwrap().0, End::Closed);
 }
+
+#[tokio::test]
+async fn many_requests_leave_nothing_behind() {
+    const CONNECTIONS: usize = 8;
+    const REQUESTS: usize = 500;
+    let desk = Desk::new().await;
+    let mut bridges = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let (mut bridge, served) = desk.relay(4096);
+        let request = desk.request("POST /", "Content-Length: 2\r\n") + "hi";
+        let asking = desk.tasks.spawn("bridge", async move {
+            for _ in 0..REQUESTS {
+                bridge.write_all(request.as_bytes()).await.unwrap();
+                assert_eq!(until(&mut bridge, "\r\n\r\nhi").await, OK);
+            }
+        });
+        bridges.push((asking, served));
+    }
+    let mut accepted = 0;
+    let answering = async {
+        loop {
+            let mut target = desk.accept().await;
+            accepted += 1;
+            desk.tasks.spawn("target", async move {
+                let mut buffer = [0; 4096];
+                while target.read(&mut buffer).await.unwrap() > 0 {
+                    target.write_all(OK.as_bytes()).await.unwrap();
+                }
+            });
+        }
+    };
+    let asking = async {
+        for (asking, served) in bridges {
+            asking.await.unwrap();
+            let (end, connection) = served.await.unwrap();
+            assert_eq!(end, End::Closed);
+            assert!(connection.target.is_none());
+        }
+    };
+    tokio::select! {
+        () = answering => {}
+        () = asking => {}
+    }
+    assert!(accepted <= CONNECTIONS, "{accepted} connections to the target");
+    assert!(desk.service.targets.idle() <= CONNECTIONS);
+    let reading = desk.service.counters.read();
+    assert_eq!((reading.relayed[1], reading.in_flight), ((CONNECTIONS * REQUESTS) as u64, 0));
+}
