@@ -137,10 +137,11 @@ where
     let mut driver = Driver::new(connection, service, observer);
     loop {
         match driver.connection.conversation.need() {
-            Need::Close => {
-                close(driver.connection, service.limits.close).await;
-                return End::Closed;
-            }
+            Need::Close => tokio::select! {
+                biased;
+                () = &mut frozen => return End::Frozen,
+                () = close(driver.connection, service.limits.close) => return End::Closed,
+            },
             Need::Dial { target, reuse } => {
                 let target = target.clone();
                 driver.begin_request();

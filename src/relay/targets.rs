@@ -240,3 +240,6 @@ fn unusable(error: &(dyn std::error::Error + 'static)) -> Refusal {
     tracing::warn!(error = %http::chain(error), "a target cannot be spoken to in TLS");
     Refusal::new(502, format!("no TLS with the target: {error}"))
 }
+
+#[cfg(test)]
+mod tests;
