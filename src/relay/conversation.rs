@@ -101,8 +101,10 @@ pub enum Reuse {
 /// What the connection waits for, so that the driver can limit it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// The next request, a stream, or nothing: no limit.
+    /// A stream, or nothing: no limit.
     Unlimited,
+    /// The next request.
+    Request,
     /// The rest of a request's head.
     RequestHead,
     /// A response's head.
@@ -351,7 +353,8 @@ impl Conversation {
         match &self.phase {
             Phase::Waiting if !self.bridge_out.is_empty() => Wait::Body,
             Phase::Waiting if !self.bridge_in.is_empty() => Wait::RequestHead,
-            Phase::Waiting | Phase::Spliced | Phase::Dialling(_) | Phase::Closed => Wait::Unlimited,
+            Phase::Waiting => Wait::Request,
+            Phase::Spliced | Phase::Dialling(_) | Phase::Closed => Wait::Unlimited,
             Phase::Serving(exchange) => match &exchange.answer {
                 Answer::Head { .. } if exchange.cut => Wait::ResponseHead,
                 Answer::Head { .. } if exchange.body.is_done() && self.target_out.is_empty() => Wait::ResponseHead,
@@ -388,6 +391,7 @@ impl Conversation {
             (Wait::Body, Phase::Serving(_)) => self.fail_exchange("the request or its answer stood still"),
             (Wait::Close, _) | (Wait::Body, Phase::Waiting) => self.abandon(),
             (Wait::RequestHead | Wait::Discard, _) => self.close_unread(),
+            (Wait::Request, _) => self.finish_soon(),
             (Wait::Unlimited | Wait::ResponseHead | Wait::Body, _) => {}
         }
         self.resume_bridge(rules);

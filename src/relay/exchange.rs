@@ -33,6 +33,9 @@ thread_local! {
 /// How long what may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// Without a request. Bridges close idle connections after 5 to 6 minutes (protocol 9.2); one that did not is gone,
+    /// and its end was never heard of.
+    pub idle: Duration,
     /// The rest of a request's head.
     pub request_head: Duration,
     /// From the end of a request to the head of its answer (protocol 9.3: 30 s).
@@ -48,6 +51,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            idle: Duration::from_secs(720),
             request_head: Duration::from_secs(30),
             response_head: Duration::from_secs(30),
             body: Duration::from_secs(300),
@@ -58,9 +62,11 @@ impl Default for Limits {
 }
 
 impl Limits {
-    const fn of(&self, wait: Wait) -> Option<Duration> {
+    fn of(&self, wait: Wait) -> Option<Duration> {
         match wait {
             Wait::Unlimited => None,
+            // Spread, because the connections of a pool are of one age.
+            Wait::Request => Some(self.idle.mul_f64(1.0 + fastrand::f64() / 4.0)),
             Wait::RequestHead => Some(self.request_head),
             Wait::ResponseHead => Some(self.response_head),
             Wait::Body => Some(self.body),
@@ -203,7 +209,8 @@ struct Driver<'a, B> {
     bridge_unflushed: bool,
     target_unflushed: bool,
     wait: Wait,
-    /// The last progress while a body was waited for.
+    limit: Option<Duration>,
+    /// The last progress while a body was waited for, or when the wait began.
     progress: Instant,
     sleep: Option<Pin<Box<Sleep>>>,
 }
@@ -220,6 +227,7 @@ impl<'a, B: AsyncRead + AsyncWrite + Unpin> Driver<'a, B> {
             in_flight: false,
             detached: false,
             wait: Wait::Unlimited,
+            limit: None,
             progress: Instant::now(),
             sleep: None,
         }
@@ -245,11 +253,12 @@ impl<'a, B: AsyncRead + AsyncWrite + Unpin> Driver<'a, B> {
             if self.connection.conversation.need() != Need::Transfer {
                 return Poll::Ready(());
             }
-            if !moved && self.poll_limit(cx, moved).is_pending() {
+            if moved {
+                if self.wait == Wait::Body {
+                    self.progress = Instant::now();
+                }
+            } else if self.poll_limit(cx).is_pending() {
                 return Poll::Pending;
-            }
-            if moved && self.wait == Wait::Body {
-                self.progress = Instant::now();
             }
         }
     }
@@ -337,6 +346,9 @@ impl<'a, B: AsyncRead + AsyncWrite + Unpin> Driver<'a, B> {
                 self.observer.requested();
             }
             self.service.counters.ended(outcome);
+            // The next request's waits are new ones, even where they are of the same kind as the last.
+            self.wait = Wait::Unlimited;
+            self.limit = None;
         }
         if conversation.is_detached() && !self.detached {
             self.detached = true;
@@ -345,26 +357,24 @@ impl<'a, B: AsyncRead + AsyncWrite + Unpin> Driver<'a, B> {
     }
 
     /// Ready when a limit was over and the state has changed.
-    fn poll_limit(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<()> {
+    fn poll_limit(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let wait = self.connection.conversation.wait();
-        let Some(limit) = self.service.limits.of(wait) else {
+        if wait != self.wait {
             self.wait = wait;
-            return Poll::Pending;
-        };
-        if wait != self.wait || moved {
-            self.wait = wait;
+            self.limit = self.service.limits.of(wait);
             self.progress = Instant::now();
-            self.arm(self.progress + limit);
-        }
-        loop {
-            let Some(sleep) = &mut self.sleep else {
+            if let Some(limit) = self.limit {
                 self.arm(self.progress + limit);
-                continue;
-            };
+            }
+        }
+        let Some(limit) = self.limit else { return Poll::Pending };
+        loop {
+            let Some(sleep) = &mut self.sleep else { return Poll::Pending };
             ready!(sleep.as_mut().poll(cx));
             let deadline = self.progress + limit;
             if deadline <= Instant::now() {
                 self.wait = Wait::Unlimited;
+                self.limit = None;
                 self.connection.conversation.timed_out(wait, &self.service.rules);
                 self.settle();
                 return Poll::Ready(());

@@ -248,7 +248,7 @@ impl Conversation {
         if broken || *allowed == 0 {
             self.close_unread();
         } else if body.is_done() {
-            self.phase = Phase::Waiting;
+            self.phase = if self.closing { Phase::Closing } else { Phase::Waiting };
         }
         Some(used)
     }

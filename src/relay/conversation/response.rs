@@ -15,11 +15,15 @@ impl Conversation {
         let mut held = std::mem::take(&mut self.target_in);
         if held.is_empty() {
             let used = self.take_target(bytes);
-            self.hold_target(&bytes[used..]);
+            held.extend_from_slice(&bytes[used..]);
         } else {
             held.extend_from_slice(bytes);
             let used = self.take_target(&held);
-            self.hold_target(&held[used..]);
+            held.drain(..used);
+        }
+        // Where the exchange is over, what is left belongs to nothing.
+        if matches!(self.phase, Phase::Serving(_)) && !held.is_empty() {
+            self.target_in = held;
         }
         self.resume_bridge(rules);
     }
@@ -58,13 +62,6 @@ impl Conversation {
     pub(super) fn resume_bridge(&mut self, rules: &dyn Rules) {
         if !self.bridge_in.is_empty() && !matches!(self.phase, Phase::Serving(_) | Phase::Dialling(_)) {
             self.bridge_sent(&[], rules);
-        }
-    }
-
-    fn hold_target(&mut self, rest: &[u8]) {
-        // Where the exchange is over, what is left belongs to nothing.
-        if matches!(self.phase, Phase::Serving(_)) {
-            self.target_in = rest.to_vec();
         }
     }
 

@@ -372,8 +372,13 @@ fn a_connection_that_shall_end_ends_after_the_present_answer() {
     desk.target(OK);
     assert_eq!((desk.told_bridge(), desk.is_closing()), (OK.into(), true));
     let mut idle = Desk::default();
-    idle.conversation.finish_soon();
+    assert_eq!(idle.conversation.wait(), Wait::Request);
+    idle.conversation.timed_out(Wait::Request, &Plain);
     assert!(idle.is_closing());
+    let mut discarding = Desk::default();
+    discarding.bridge("POST /refuse HTTP/1.1\r\nContent-Length: 2\r\n\r\n").conversation.finish_soon();
+    discarding.bridge("hi");
+    assert!(discarding.is_closing());
 }
 
 /// What both sides say in one exchange, and how both see it.

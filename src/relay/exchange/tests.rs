@@ -372,3 +372,66 @@ async fn many_requests_leave_nothing_behind() {
     let reading = desk.service.counters.read();
     assert_eq!((reading.relayed[1], reading.in_flight), ((CONNECTIONS * REQUESTS) as u64, 0));
 }
+
+/// A bridge that has the next request ready before the answer to the last.
+struct Eager {
+    answers: usize,
+    wanted: usize,
+    request: Vec<u8>,
+    at: usize,
+}
+
+impl AsyncRead for Eager {
+    fn poll_read(mut self: Pin<&mut Self>, _cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let rest = self.request[self.at..].to_vec();
+        if rest.is_empty() {
+            return Poll::Pending;
+        }
+        buf.put_slice(&rest);
+        self.at += rest.len();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Eager {
+    fn poll_write(mut self: Pin<&mut Self>, _cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        assert!(buf.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(buf));
+        self.answers += 1;
+        if self.answers == self.wanted {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        self.at = 0;
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_never_rests_is_limited_request_by_request() {
+    // Together, the answers take longer than one of them may.
+    let desk = Desk::with(Limits { response_head: Duration::from_secs(1), ..Limits::default() }).await;
+    let request = desk.request("GET /", "").into_bytes();
+    let bridge = Eager { answers: 0, wanted: 12, request, at: 0 };
+    let mut connection = Connection { conversation: Conversation::new(), bridge, target: None };
+    let answering = async {
+        let mut target = desk.accept().await;
+        let mut buffer = [0; 4096];
+        while target.read(&mut buffer).await.unwrap() > 0 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            target.write_all(OK.as_bytes()).await.unwrap();
+        }
+    };
+    let serving = serve(&mut connection, &desk.service, &desk.signals, &*desk.seen);
+    tokio::select! {
+        end = serving => assert_eq!(end, End::Closed),
+        () = answering => panic!("the relay closed the connection"),
+    }
+    assert_eq!(connection.bridge.answers, 12);
+}
