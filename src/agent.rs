@@ -3,7 +3,7 @@
 //! ```text
 //!              ┌──────────── registration: load, or join once ────────────┐
 //!              ▼                                                          │ refused for good: exit 78
-//!   board ◄── heartbeat (and renewal) ──► platform ──► commands ──► (sessions)
+//!   board ◄── heartbeat (and renewal) ──► platform ──► commands ──► tunnels, relay
 //!     │                                                   │ revoked: exit 78
 //!     ├─► control socket   ├─► health port   ├─► STATUS=  └────► shutdown: drain, offline, exit 0
 //! ```
@@ -12,6 +12,7 @@
 //! the agent is decided in `reaction`, without a clock or a socket.
 
 pub mod board;
+mod bridges;
 mod commands;
 mod edges;
 mod health;
@@ -31,6 +32,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use self::board::Board;
+use self::bridges::Bridges;
 use self::edges::Edges;
 use crate::config::Config;
 use crate::control;
@@ -38,6 +40,7 @@ use crate::http;
 use crate::identity::{self, Identity, Store, instance::Instance};
 use crate::platform::Client;
 use crate::platform::client::AgentClient;
+use crate::relay;
 use crate::service::notify;
 use crate::tasks::Tasks;
 use crate::telemetry::Build;
@@ -114,6 +117,7 @@ pub(crate) struct Context {
     /// Sessions run among these: they outlive the tasks that talk to the platform until they are drained.
     work: Tasks,
     tunnels: Tunnels,
+    relay: relay::Handle<Bridges>,
     edges: Edges,
 }
 
@@ -170,6 +174,8 @@ pub async fn run(config: Config, warnings: &[String], build: &Build) -> Result<(
     let Some(identity) = identity else { return Ok(()) };
     let (context, mut verdicts) = context(config, client, store, board, identity);
     let tasks = &context.tasks;
+    // Before anything else: web requests may be waiting, and the platform will not ask again (protocol chapter 16).
+    context.relay.reconnect();
     tasks.spawn("heartbeat", heartbeat::run(context.clone()));
     tasks.spawn("commands", commands::run(context.clone()));
     tasks.spawn("edges", edges::run(context.clone()));
@@ -202,9 +208,19 @@ fn context(
     let instance = Arc::new(instance);
     let work = Tasks::new();
     let tunnels = Tunnels::new(config.resources.clone(), board.metrics.sessions.clone(), work.clone());
+    let relay = relay::start(relay::Config {
+        dial: Bridges::new(session.subscribe()),
+        resources: config.resources.clone(),
+        network: config.network.clone(),
+        data_dir: config.data_dir.clone(),
+        service_account: relay::rules::MOUNT.into(),
+        limits: relay::exchange::Limits::default(),
+    });
+    board.show_relay(relay.clone());
     let edges = Edges::new();
     let tasks = Tasks::new();
-    let context = Context { config, client, store, instance, board, session, verdict, tasks, work, tunnels, edges };
+    let context =
+        Context { config, client, store, instance, board, session, verdict, tasks, work, tunnels, relay, edges };
     (context, verdicts)
 }
 

@@ -14,6 +14,7 @@ pub mod http;
 pub mod identity;
 pub mod listen;
 pub mod platform;
+pub mod relay;
 pub mod secret;
 pub mod service;
 pub mod stream;

@@ -1,16 +1,18 @@
 //! What the agent knows about itself, written by its tasks and read by whoever asks.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use semver::Version;
 use tokio::sync::Notify;
 
+use super::bridges::Bridges;
 use crate::clock;
 use crate::config::Config;
 use crate::control::Status;
 use crate::control::status::{Api, Certificate, Update};
 use crate::identity::{Identity, instance::Instance};
+use crate::relay;
 use crate::telemetry::Build;
 use crate::telemetry::metrics::Metrics;
 
@@ -41,6 +43,8 @@ pub struct Board {
     changed: Arc<Notify>,
     /// The same facts as numbers.
     pub(crate) metrics: Metrics,
+    /// Asked when somebody wants to know: it has its own numbers.
+    relay: Arc<OnceLock<relay::Handle<Bridges>>>,
 }
 
 impl Board {
@@ -70,6 +74,7 @@ impl Board {
             })),
             changed: Arc::new(Notify::new()),
             metrics: Metrics::new(&version)?,
+            relay: Arc::default(),
         })
     }
 
@@ -78,11 +83,28 @@ impl Board {
     pub fn status(&self) -> Status {
         let state = self.lock();
         let mut status = state.status.clone();
+        let relays = self.relay.get().map(relay::Handle::status).unwrap_or_default();
+        status.relays = relays.into_iter().filter_map(|pool| serde_json::to_value(pool).ok()).collect();
         status.sessions.active = u64::try_from(self.metrics.sessions.active.get()).unwrap_or_default();
         status.api.connected = state.connected();
         let errors = [&state.standing_error, &state.heartbeat_error, &state.stream_error];
         status.api.last_error = errors.into_iter().flatten().next().cloned();
         status
+    }
+
+    /// From now on the relay is shown too.
+    pub(super) fn show_relay(&self, relay: relay::Handle<Bridges>) {
+        drop(self.relay.set(relay));
+    }
+
+    /// The text that a scrape gets.
+    #[must_use]
+    pub fn scrape(&self) -> Vec<u8> {
+        if let Some(relay) = self.relay.get() {
+            self.metrics.active_relay.set(i64::from(relay.is_active()));
+            self.metrics.relay.show(&relay.counters(), relay.status().iter().map(|pool| pool.connections).sum());
+        }
+        self.metrics.render()
     }
 
     /// True when registered and connected.

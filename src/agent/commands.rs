@@ -8,7 +8,7 @@ use super::board::Way;
 use super::retry::Retry;
 use super::{Context, Error, Session};
 use crate::platform::Failure;
-use crate::platform::events::{Command, EventStream};
+use crate::platform::events::{Command, EventStream, RelayRequest};
 
 /// A stream that has lived this long was healthy: the next reconnect starts over with short waits.
 const HEALTHY: Duration = Duration::from_secs(60);
@@ -72,9 +72,7 @@ fn obey(context: &Context, session: &Session, command: Command) {
             context.give_up(Error::Revoked { name: session.identity.name.clone(), reason });
         }
         Command::Tunnel(request) => context.tunnels.obey(request),
-        Command::Relay(request) => {
-            tracing::warn!(edge = %request.edge, bridge = %request.bridge, "web requests are waiting; the relay is not served by this version");
-        }
+        Command::Relay(RelayRequest { edge, bridge, ca_pem }) => context.relay.connect(&edge, bridge, ca_pem),
         Command::Unknown(event) => tracing::info!(%event, "an event of a later platform was ignored"),
         Command::Unusable(why) => tracing::warn!(%why, "an event was ignored"),
     }

@@ -20,7 +20,7 @@ pub(super) async fn serve(listener: TcpListener, board: Board, tasks: Tasks) {
             "/health" => listen::text(StatusCode::OK, "ok\n"),
             "/ready" if board.connected() => listen::text(StatusCode::OK, "ready\n"),
             "/ready" => listen::text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
-            "/metrics" => listen::with_type(StatusCode::OK, metrics::CONTENT_TYPE, Bytes::from(board.metrics.render())),
+            "/metrics" => listen::with_type(StatusCode::OK, metrics::CONTENT_TYPE, Bytes::from(board.scrape())),
             _ => listen::text(StatusCode::NOT_FOUND, "see /health, /ready and /metrics\n"),
         }
     });

@@ -24,6 +24,8 @@ pub(super) async fn run(context: Context) {
         let session = replaced.borrow_and_update().clone();
         body.active_tunnels = context.tunnels.active() as u64;
         body.edge_rtts = context.edges.measured();
+        // What relays have measured is smoother than a single probe (protocol 5.4).
+        body.edge_rtts.extend(context.relay.rtts());
         let beat = beat(&context, &session, &body, &mut retry);
         tokio::pin!(beat);
         let wait = tokio::select! {

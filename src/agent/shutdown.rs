@@ -2,7 +2,7 @@
 //!
 //! 1. A new instance id is stored for the next start: `draining` sticks to an id on the platform (protocol 5.2).
 //! 2. Drain: no more commands, while heartbeats go on.
-//! 3. Sessions get `update.drain_timeout` to end by themselves; the rest is ended, and their clients are told.
+//! 3. Sessions and web requests get `update.drain_timeout` to end by themselves; the rest is ended, and clients are told.
 //! 4. The tasks end; no heartbeat may register the instance again.
 //! 5. Offline: the platform forgets the instance now instead of in 180 s.
 //!
@@ -91,7 +91,7 @@ async fn all_steps(context: &Context, goodbye: bool) {
         drain_sessions(context).await;
     }
     context.tunnels.end_all();
-    context.tunnels.drained(GOODBYE_LIMIT).await;
+    tokio::join!(context.tunnels.drained(GOODBYE_LIMIT), context.relay.drain(Duration::ZERO));
     let left = context.work.shut_down(Duration::ZERO).await + context.tasks.shut_down(TASK_LIMIT).await;
     if left > 0 {
         tracing::warn!(left, "tasks did not end in time");
@@ -105,13 +105,12 @@ async fn all_steps(context: &Context, goodbye: bool) {
 /// Gives sessions the time to end by themselves.
 async fn drain_sessions(context: &Context) {
     let (open, limit) = (context.tunnels.active(), context.config.update.drain_timeout);
-    if open == 0 {
-        return;
+    if open > 0 {
+        tracing::info!(open, limit_s = limit.as_secs(), "waiting for sessions to end");
     }
-    tracing::info!(open, limit_s = limit.as_secs(), "waiting for sessions to end");
-    let left = context.tunnels.drained(limit).await;
-    if left > 0 {
-        tracing::warn!(left, "sessions are ended (`update.drain_timeout` is over)");
+    let (left, cut_off) = tokio::join!(context.tunnels.drained(limit), context.relay.drain(limit));
+    if left + cut_off > 0 {
+        tracing::warn!(sessions = left, requests = cut_off, "cut off (`update.drain_timeout` is over)");
     }
 }
 

@@ -145,9 +145,7 @@ fn command(event: &Event) -> Command {
             other => Command::Unusable(format!("unknown tunnel command {:?}", super::failure::printable(other))),
         },
         "relay_connect" => match bridge(&event.data) {
-            bridge if bridge.host.is_empty() || bridge.port == 0 => {
-                Command::Unusable("a relay_connect that names no bridge".to_owned())
-            }
+            bridge if !bridge.is_plausible() => Command::Unusable("a relay_connect that names no bridge".to_owned()),
             bridge => Command::Relay(RelayRequest {
                 edge: text("edge").to_owned(),
                 bridge,

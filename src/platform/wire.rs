@@ -144,6 +144,14 @@ pub struct BridgeAddress {
     pub port: u16,
 }
 
+impl BridgeAddress {
+    /// False for what cannot be an address.
+    #[must_use]
+    pub fn is_plausible(&self) -> bool {
+        self.port != 0 && (1..=253).contains(&self.host.len()) && self.host.bytes().all(|byte| byte.is_ascii_graphic())
+    }
+}
+
 impl std::fmt::Display for BridgeAddress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}:{}", self.host, self.port)

@@ -13,6 +13,8 @@ pub struct Metrics {
     pub sessions: SessionMetrics,
     /// 1 while any relay connection is open.
     pub active_relay: IntGauge,
+    /// Web requests through the relay.
+    pub relay: RelayMetrics,
     /// 1 while registered and connected.
     pub connected: IntGauge,
     /// Heartbeats by outcome.
@@ -58,6 +60,7 @@ impl Metrics {
         registry.register(Box::new(certificate_expiry.clone()))?;
         Ok(Self {
             sessions: SessionMetrics::registered(&registry)?,
+            relay: RelayMetrics::registered(&registry)?,
             active_relay: gauge("bamf_agent_active_relay", "1 while any relay connection is open.")?,
             connected: gauge("bamf_agent_connected", "1 while registered and connected to the platform.")?,
             heartbeats: counters("bamf_agent_heartbeats_total", "Heartbeats by outcome.")?,
@@ -142,6 +145,57 @@ impl SessionMetrics {
             )?,
             unreachable: counter("bamf_agent_targets_unreachable_total", "Targets that could not be reached.")?,
         })
+    }
+}
+
+/// Web requests through the relay, whose own counters are copied when somebody asks.
+#[derive(Clone, Debug)]
+pub struct RelayMetrics {
+    requests: IntCounterVec,
+    bytes: IntCounterVec,
+    in_flight: IntGauge,
+    connections: IntGauge,
+}
+
+impl RelayMetrics {
+    fn registered(registry: &Registry) -> prometheus::Result<Self> {
+        let counters = |name: &str, help: &str, label: &str| -> prometheus::Result<IntCounterVec> {
+            let counters = IntCounterVec::new(Opts::new(name, help), &[label])?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok(counters)
+        };
+        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
+        Ok(Self {
+            requests: counters(
+                "bamf_agent_relay_requests_total",
+                "Web requests by outcome: the target's answer by class, the agent's own, or cut off.",
+                "outcome",
+            )?,
+            bytes: counters("bamf_agent_relay_bytes_total", "Bytes of relay connections, by direction.", "direction")?,
+            in_flight: gauge("bamf_agent_relay_requests_in_flight", "Web requests under way.")?,
+            connections: gauge("bamf_agent_relay_connections", "Relay connections that can take a request.")?,
+        })
+    }
+
+    /// Takes over a reading.
+    pub fn show(&self, reading: &crate::relay::counters::Reading, connections: usize) {
+        let set = |counters: &IntCounterVec, label: &str, value: u64| {
+            let counter = counters.with_label_values(&[label]);
+            counter.inc_by(value.saturating_sub(counter.get()));
+        };
+        for (label, value) in ["1xx", "2xx", "3xx", "4xx", "5xx"].iter().zip(reading.relayed) {
+            set(&self.requests, label, value);
+        }
+        set(&self.requests, "agent", reading.answered);
+        set(&self.requests, "cut_off", reading.truncated);
+        set(&self.bytes, "from_bridge", reading.from_bridge);
+        set(&self.bytes, "to_bridge", reading.to_bridge);
+        self.in_flight.set(reading.in_flight);
+        self.connections.set(i64::try_from(connections).unwrap_or(i64::MAX));
     }
 }
 

@@ -264,7 +264,7 @@ fn is_printable(id: &str) -> bool {
 
 /// What a command must have (protocol 6.2), and a certificate that has not ended already: commands can come late.
 fn usable(request: &TunnelRequest) -> Result<Credentials, String> {
-    if request.bridge.host.is_empty() || request.bridge.port == 0 {
+    if !request.bridge.is_plausible() {
         return Err("it names no bridge".to_owned());
     }
     let certificate = request.certificate_pem.expose();
