@@ -119,6 +119,17 @@ impl Stream {
         self.outbox.held()
     }
 
+    /// Memory of buffers that wait to be used again, in bytes. There are some only while frames are held.
+    #[must_use]
+    pub const fn spare(&self) -> usize {
+        self.outbox.spare()
+    }
+
+    /// Gives up what [`Self::spare`] counts.
+    pub fn give_up_spares(&mut self) {
+        self.outbox.give_up_spares();
+    }
+
     /// The peer has everything.
     #[must_use]
     pub fn all_acknowledged(&self) -> bool {

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::scratch::{self, Kind};
-use super::tls::Tls;
+use super::tls::{self, Tls};
 
 /// Plaintext that is sealed and written at once.
 pub const SEND: usize = scratch::READ;
@@ -132,14 +132,16 @@ impl Link {
     /// # Errors
     /// The connection broke.
     pub fn send(&mut self, cx: &mut Context<'_>, plain: &[u8]) -> io::Result<()> {
-        scratch::with(Kind::Outgoing, |sealed| {
-            sealed.clear();
-            // What a received record made us say comes first.
-            sealed.append(&mut self.outgoing);
-            self.sent = 0;
-            self.tls.seal(plain, sealed)?;
+        scratch::with(Kind::Outgoing, |space| {
+            let room = tls::sealed_len(plain.len());
+            if space.len() < room {
+                space.resize(room, 0);
+            }
+            let sealed = self.tls.seal(plain, &mut self.outgoing, space)?;
+            let sealed = &space[..sealed];
             let mut written = 0;
-            while written < sealed.len() {
+            // Where something is to be said before it, all of it waits in line.
+            while self.outgoing.is_empty() && written < sealed.len() {
                 match Pin::new(&mut self.socket).poll_write(cx, &sealed[written..]) {
                     Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                     Poll::Ready(Ok(count)) => written += count,

@@ -13,8 +13,10 @@ thread_local! {
     static INCOMING: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     /// Ciphertext that goes out.
     static OUTGOING: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-    /// Plaintext from or to a target.
-    static PLAIN: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    /// Plaintext on its way to a target.
+    static DELIVERY: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    /// Plaintext read from a target.
+    static TARGET: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// Which buffer.
@@ -22,7 +24,8 @@ thread_local! {
 pub(super) enum Kind {
     Incoming,
     Outgoing,
-    Plain,
+    Delivery,
+    Target,
 }
 
 impl Kind {
@@ -30,7 +33,8 @@ impl Kind {
         match self {
             Self::Incoming => &INCOMING,
             Self::Outgoing => &OUTGOING,
-            Self::Plain => &PLAIN,
+            Self::Delivery => &DELIVERY,
+            Self::Target => &TARGET,
         }
     }
 }

@@ -218,7 +218,7 @@ impl Session {
         for _ in 0..ROUNDS {
             self.now = Instant::now();
             let progress = self.round(cx);
-            self.ledger.account(self.held());
+            self.account();
             if self.over {
                 return Poll::Ready(self.end.take().unwrap_or(End::BridgeEnded));
             }
@@ -244,13 +244,18 @@ impl Session {
         progress | self.ring(cx)
     }
 
-    /// Memory that this session holds for others, in bytes.
-    fn held(&self) -> usize {
-        let stream = match &self.mode {
-            Mode::Framed(stream) => stream.held(),
+    /// Tells the ledger what this session holds.
+    fn account(&mut self) {
+        let stream = match &mut self.mode {
+            Mode::Framed(stream) => {
+                if stream.spare() > 0 && self.ledger.is_tight() {
+                    stream.give_up_spares();
+                }
+                stream.held() + stream.spare()
+            }
             Mode::Raw => 0,
         };
-        stream + self.backlog.len()
+        self.ledger.account(stream + self.backlog.len());
     }
 
     const fn is_raw(&self) -> bool {

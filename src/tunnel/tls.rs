@@ -148,40 +148,36 @@ impl Tls {
         }
     }
 
-    /// Appends `plain` to `output`, sealed.
+    /// Writes `plain`, sealed, to the beginning of `space` and returns how many bytes that are. What has to be said before
+    /// it, e.g. the answer to a key update, is appended to `first`.
     ///
     /// # Errors
-    /// The connection is not open any more, or its keys are used up.
-    pub(super) fn seal(&mut self, plain: &[u8], output: &mut Vec<u8>) -> io::Result<()> {
-        let records = plain.len().div_ceil(RECORD_CONTENT).max(1);
-        self.write(output, plain.len() + records * RECORD_OVERHEAD, |traffic, space| traffic.encrypt(plain, space))
+    /// The connection is not open any more, its keys are used up, or `space` is shorter than [`sealed_len`] of `plain`.
+    pub(super) fn seal(&mut self, plain: &[u8], first: &mut Vec<u8>, space: &mut [u8]) -> io::Result<usize> {
+        self.write(first, |traffic| traffic.encrypt(plain, space))
     }
 
     /// Appends the alert that says that nothing follows.
     ///
     /// # Errors
-    /// As for [`Self::seal`].
+    /// The connection is not open any more.
     pub(super) fn close_notify(&mut self, output: &mut Vec<u8>) -> io::Result<()> {
-        self.write(output, RECORD_OVERHEAD, |traffic, space| traffic.queue_close_notify(space))
+        let mut alert = [0; RECORD_OVERHEAD];
+        let len = self.write(output, |traffic| traffic.queue_close_notify(&mut alert))?;
+        output.extend_from_slice(alert.get(..len).unwrap_or_default());
+        Ok(())
     }
 
     fn write(
         &mut self,
-        output: &mut Vec<u8>,
-        room: usize,
-        put: impl Fn(&mut Traffic<'_>, &mut [u8]) -> Result<usize, EncryptError>,
-    ) -> io::Result<()> {
+        first: &mut Vec<u8>,
+        mut put: impl FnMut(&mut Traffic<'_>) -> Result<usize, EncryptError>,
+    ) -> io::Result<usize> {
         loop {
             match self.connection.process_tls_records(&mut []).state.map_err(io::Error::other)? {
-                ConnectionState::WriteTraffic(mut traffic) => {
-                    let start = output.len();
-                    output.resize(start + room, 0);
-                    let written = put(&mut traffic, &mut output[start..]);
-                    output.truncate(start + *written.as_ref().unwrap_or(&0));
-                    return written.map(drop).map_err(io::Error::other);
-                }
+                ConnectionState::WriteTraffic(mut traffic) => return put(&mut traffic).map_err(io::Error::other),
                 ConnectionState::EncodeTlsData(mut data) => {
-                    grow(output, |space| data.encode(space).map_err(encode_size)).map_err(io::Error::other)?;
+                    grow(first, |space| data.encode(space).map_err(encode_size)).map_err(io::Error::other)?;
                 }
                 ConnectionState::TransmitTlsData(data) => data.done(),
                 // Edge-triggered, said once; sending is still allowed.
@@ -194,6 +190,11 @@ impl Tls {
             }
         }
     }
+}
+
+/// Room that this many bytes of plaintext need when they are sealed; never too little.
+pub(super) const fn sealed_len(plain: usize) -> usize {
+    plain + plain.div_ceil(RECORD_CONTENT) * RECORD_OVERHEAD
 }
 
 type Traffic<'c> = rustls::unbuffered::WriteTraffic<'c, rustls::client::ClientConnectionData>;

@@ -32,7 +32,7 @@ impl Session {
         let Some(Attached { link, connection }) = &mut self.link else { return false };
         let (mode, ledger) = (&mut self.mode, &self.ledger);
         let mut outcome = Ok(Received::default());
-        let (received, plain) = scratch::with(Kind::Plain, |plain| {
+        let (received, plain) = scratch::with(Kind::Delivery, |plain| {
             plain.clear();
             let received = link.poll_receive(cx, &mut |piece| match mode {
                 Mode::Raw => plain.extend_from_slice(piece),
@@ -47,7 +47,7 @@ impl Session {
             (received, std::mem::take(plain))
         });
         self.accept(cx, &plain);
-        scratch::with(Kind::Plain, |spare| *spare = plain);
+        scratch::with(Kind::Delivery, |spare| *spare = plain);
         self.was_connected |= matches!(received, Poll::Ready(Ok(1..)));
         match outcome {
             Err(Violation::Session(what)) => self.violated(what),
@@ -138,8 +138,8 @@ impl Session {
             }
             return false;
         }
-        let read = scratch::with(Kind::Plain, |plain| {
-            plain.resize(READ.max(plain.len()), 0);
+        let read = scratch::with(Kind::Target, |plain| {
+            plain.resize(READ, 0);
             let count = match self.target.poll_read(cx, &mut plain[..READ.min(room)]) {
                 Poll::Pending => return Ok(None),
                 Poll::Ready(Err(_) | Ok(0)) => return Ok(Some(0)),

@@ -64,6 +64,11 @@ impl Ledger {
         FLOOR.max(WINDOW.min(mine + free))
     }
 
+    /// Whether memory that is only convenient should be given up.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.shared.held.load(Ordering::Relaxed) > TOGETHER / 2
+    }
+
     pub(crate) fn sent(&self, count: usize) {
         self.shared.metrics.sent.inc_by(count as u64);
     }
