@@ -20,11 +20,13 @@
 //! (W10). The rest is in here: frames are short (W2), a partly delivered frame is continued where it ended (W2), gaps and
 //! impossible values end the session (W3, W4).
 
+mod buffer;
 mod connection;
 pub mod frame;
 mod inbox;
 mod outbox;
 
+pub use self::buffer::give_back_spares;
 use self::connection::Progress;
 pub use self::connection::{Connection, Received};
 use self::inbox::Inbox;
@@ -117,17 +119,6 @@ impl Stream {
     #[must_use]
     pub const fn held(&self) -> usize {
         self.outbox.held()
-    }
-
-    /// Memory of buffers that wait to be used again, in bytes. There are some only while frames are held.
-    #[must_use]
-    pub const fn spare(&self) -> usize {
-        self.outbox.spare()
-    }
-
-    /// Gives up what [`Self::spare`] counts.
-    pub fn give_up_spares(&mut self) {
-        self.outbox.give_up_spares();
     }
 
     /// The peer has everything.

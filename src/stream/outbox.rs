@@ -5,21 +5,18 @@
 
 use std::collections::VecDeque;
 
+use super::buffer::Buffer;
 use super::frame::{self, DATA_HEADER, FIRST_SEQ};
 use super::{FRAME_PAYLOAD, Violation};
 
 /// What a chunk costs besides its bytes: its entry in the queue, and the allocator's own.
 const CHUNK_OVERHEAD: usize = size_of::<Chunk>() + 16;
-/// Buffers at least this large are used again: getting fresh memory from the kernel for each costs a fifth of the time
-/// that a bulk transfer takes.
-const LARGE: usize = 64 * 1024;
-
 /// The frames of one push, as they go over the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Chunk {
     start: u64,
     first_seq: u64,
-    bytes: Vec<u8>,
+    bytes: Buffer,
 }
 
 impl Chunk {
@@ -43,9 +40,6 @@ pub(super) struct Outbox {
     /// Invariant: consecutive in position and sequence number.
     chunks: VecDeque<Chunk>,
     held: usize,
-    /// Buffers of chunks that the peer has, empty. There are some only while frames are held.
-    spare: Vec<Vec<u8>>,
-    spare_bytes: usize,
     next_seq: u64,
     /// Where the next frame begins.
     end: u64,
@@ -61,8 +55,6 @@ impl Outbox {
         Self {
             chunks: VecDeque::new(),
             held: 0,
-            spare: Vec::new(),
-            spare_bytes: 0,
             next_seq: FIRST_SEQ,
             end: 0,
             acknowledged: 0,
@@ -84,27 +76,6 @@ impl Outbox {
         self.held
     }
 
-    /// Memory of buffers that wait to be used again, in bytes.
-    pub(super) const fn spare(&self) -> usize {
-        self.spare_bytes
-    }
-
-    pub(super) fn give_up_spares(&mut self) {
-        (self.spare, self.spare_bytes) = (Vec::new(), 0);
-    }
-
-    /// An empty buffer for this many bytes.
-    fn buffer(&mut self, len: usize) -> Vec<u8> {
-        let fits = len >= LARGE && self.spare.last().is_some_and(|spare| spare.capacity() >= len);
-        match self.spare.pop_if(|_| fits) {
-            Some(spare) => {
-                self.spare_bytes -= spare.capacity();
-                spare
-            }
-            None => Vec::with_capacity(len),
-        }
-    }
-
     /// The peer has everything.
     pub(super) const fn is_empty(&self) -> bool {
         self.acknowledged_end == self.end
@@ -115,12 +86,12 @@ impl Outbox {
             return;
         }
         let frames = payload.len().div_ceil(FRAME_PAYLOAD);
-        let mut bytes = self.buffer(payload.len() + frames * DATA_HEADER);
+        let mut bytes = Buffer::with_capacity(payload.len() + frames * DATA_HEADER);
         let first_seq = self.next_seq;
         for piece in payload.chunks(FRAME_PAYLOAD) {
             let len = u32::try_from(piece.len()).expect("a frame's payload is below 64 KiB");
-            bytes.extend_from_slice(&frame::data_header(self.next_seq, len));
-            bytes.extend_from_slice(piece);
+            bytes.append(&frame::data_header(self.next_seq, len));
+            bytes.append(piece);
             // 2^64 frames of 32 KiB take longer than any session.
             self.next_seq += 1;
         }
@@ -174,19 +145,13 @@ impl Outbox {
     /// Gives up chunks that the peer has, unless the connection is still in the middle of one.
     fn release(&mut self, sent_until: u64) {
         let until = self.acknowledged_end.min(sent_until);
-        while self.chunks.front().is_some_and(|chunk| chunk.end() <= until) {
-            let Some(Chunk { mut bytes, .. }) = self.chunks.pop_front() else { break };
-            self.held -= bytes.capacity() + CHUNK_OVERHEAD;
-            if bytes.capacity() >= LARGE {
-                bytes.clear();
-                self.spare_bytes += bytes.capacity();
-                self.spare.push(bytes);
-            }
+        while let Some(chunk) = self.chunks.front().filter(|chunk| chunk.end() <= until) {
+            self.held -= chunk.bytes.capacity() + CHUNK_OVERHEAD;
+            self.chunks.pop_front();
         }
         if self.chunks.is_empty() {
             // An idle session holds no buffer.
             self.chunks = VecDeque::new();
-            self.give_up_spares();
         }
     }
 

@@ -23,9 +23,12 @@ pub struct Link {
     incoming: Vec<u8>,
     /// `incoming` may hold complete records: the handshake left them.
     unread: bool,
-    /// What is sealed and not taken by the socket yet.
+    /// What a received record made us say, e.g. the answer to a key update. Goes before anything that is sealed later.
+    answers: Vec<u8>,
+    /// What is sealed and not taken by the socket yet; lent by the thread, and given back when it is gone.
     outgoing: Vec<u8>,
     sent: usize,
+    sealed: usize,
     /// Opened bytes that a reader of [`AsyncRead`] had no room for.
     plain: Vec<u8>,
     given: usize,
@@ -48,8 +51,10 @@ impl Link {
             tls,
             unread: !incoming.is_empty(),
             incoming,
+            answers: Vec::new(),
             outgoing: Vec::new(),
             sent: 0,
+            sealed: 0,
             plain: Vec::new(),
             given: 0,
             ended: false,
@@ -93,7 +98,7 @@ impl Link {
             }
         }
         buffer[..kept].copy_from_slice(&self.incoming);
-        let opened = self.tls.open(&mut buffer[..filled], &mut self.outgoing, sink);
+        let opened = self.tls.open(&mut buffer[..filled], &mut self.answers, sink);
         let opened = match opened {
             Ok(opened) => opened,
             Err(error) => {
@@ -113,17 +118,24 @@ impl Link {
     /// # Errors
     /// The connection broke.
     pub fn poll_flush_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.sent < self.outgoing.len() {
-            let count = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.outgoing[self.sent..]))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        loop {
+            while self.sent < self.sealed {
+                let count = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.outgoing[self.sent..self.sealed]))?;
+                if count == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.sent += count;
             }
-            self.sent += count;
+            if !self.outgoing.is_empty() {
+                scratch::give_back_outgoing(std::mem::take(&mut self.outgoing));
+                (self.sent, self.sealed) = (0, 0);
+            }
+            if self.answers.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.outgoing = std::mem::take(&mut self.answers);
+            self.sealed = self.outgoing.len();
         }
-        if !self.outgoing.is_empty() {
-            (self.outgoing, self.sent) = (Vec::new(), 0);
-        }
-        Poll::Ready(Ok(()))
     }
 
     /// Seals `plain` and writes as much as the socket takes; the rest is kept. Call it only when
@@ -132,26 +144,17 @@ impl Link {
     /// # Errors
     /// The connection broke.
     pub fn send(&mut self, cx: &mut Context<'_>, plain: &[u8]) -> io::Result<()> {
-        scratch::with(Kind::Outgoing, |space| {
-            let room = tls::sealed_len(plain.len());
-            if space.len() < room {
-                space.resize(room, 0);
-            }
-            let sealed = self.tls.seal(plain, &mut self.outgoing, space)?;
-            let sealed = &space[..sealed];
-            let mut written = 0;
-            // Where something is to be said before it, all of it waits in line.
-            while self.outgoing.is_empty() && written < sealed.len() {
-                match Pin::new(&mut self.socket).poll_write(cx, &sealed[written..]) {
-                    Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                    Poll::Ready(Ok(count)) => written += count,
-                    Poll::Ready(Err(error)) => return Err(error),
-                    Poll::Pending => break,
-                }
-            }
-            self.outgoing.extend_from_slice(&sealed[written..]);
-            Ok(())
-        })
+        debug_assert!(self.sealed == 0 && plain.len() <= SEND, "everything before it has gone");
+        self.outgoing = scratch::take_outgoing(tls::sealed_len(plain.len()));
+        self.sealed = self.tls.seal(plain, &mut self.answers, &mut self.outgoing)?;
+        if !self.answers.is_empty() {
+            self.answers.extend_from_slice(&self.outgoing[..self.sealed]);
+            self.sealed = 0;
+        }
+        match self.poll_flush_outgoing(cx) {
+            Poll::Ready(Err(error)) => Err(error),
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        }
     }
 
     /// Says that nothing follows, and closes the sending side.
@@ -160,7 +163,7 @@ impl Link {
     /// The connection broke.
     pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !std::mem::replace(&mut self.closing, true) {
-            self.tls.close_notify(&mut self.outgoing)?;
+            self.tls.close_notify(&mut self.answers)?;
         }
         ready!(self.poll_flush_outgoing(cx))?;
         Pin::new(&mut self.socket).poll_shutdown(cx)

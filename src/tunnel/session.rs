@@ -246,13 +246,8 @@ impl Session {
 
     /// Tells the ledger what this session holds.
     fn account(&mut self) {
-        let stream = match &mut self.mode {
-            Mode::Framed(stream) => {
-                if stream.spare() > 0 && self.ledger.is_tight() {
-                    stream.give_up_spares();
-                }
-                stream.held() + stream.spare()
-            }
+        let stream = match &self.mode {
+            Mode::Framed(stream) => stream.held(),
             Mode::Raw => 0,
         };
         self.ledger.account(stream + self.backlog.len());

@@ -15,6 +15,7 @@ use super::dial::Credentials;
 use super::session::{self, End, Order, Session, Setup};
 use super::target::{self, Address, Target};
 use crate::config::Resource;
+use crate::heap;
 use crate::identity;
 use crate::platform::events::{TunnelKind, TunnelRequest};
 use crate::tasks::Tasks;
@@ -29,6 +30,8 @@ const ORDERS: usize = 8;
 const MAX_REFUSALS: usize = 16;
 /// How long after its end a session certificate is still tried: the two clocks may differ.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
+/// Sessions that have to end before memory is given back to the kernel: each is worth some 12 KiB.
+const TRIM_AFTER: usize = 100;
 /// No honest session id is longer.
 const MAX_ID: usize = 256;
 
@@ -63,6 +66,21 @@ struct Inner {
 struct Open {
     sessions: HashMap<String, mpsc::Sender<Order>>,
     leaving: bool,
+    /// The most sessions since memory was last given back.
+    peak: usize,
+}
+
+impl Open {
+    /// Whether enough has ended since the peak for giving memory back to be worth its while.
+    fn has_shrunk(&mut self) -> bool {
+        let left = self.sessions.len();
+        let worth_it = left <= self.peak / 2 && self.peak - left >= TRIM_AFTER;
+        if worth_it {
+            self.peak = left;
+            self.sessions.shrink_to(2 * left);
+        }
+        worth_it
+    }
 }
 
 impl std::fmt::Debug for Tunnels {
@@ -164,6 +182,7 @@ impl Tunnels {
             return Err(Refused::TooMany);
         }
         open.sessions.insert(id.to_owned(), orders);
+        open.peak = open.peak.max(open.sessions.len());
         self.0.shared.metrics.active.set(i64::try_from(open.sessions.len()).unwrap_or(i64::MAX));
         Ok(true)
     }
@@ -241,11 +260,14 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let inner = &self.table.0;
-        let left = {
+        let (left, shrunk) = {
             let mut open = self.table.lock();
             open.sessions.remove(&self.id);
-            open.sessions.len()
+            (open.sessions.len(), open.has_shrunk())
         };
+        if shrunk {
+            heap::trim();
+        }
         inner.shared.metrics.active.set(i64::try_from(left).unwrap_or(i64::MAX));
         inner.ended.notify_waiters();
         let name = ledger::short(&self.id);

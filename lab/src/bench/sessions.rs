@@ -72,12 +72,12 @@ struct Stage {
 /// The agent does not connect, or bytes are lost.
 pub(super) fn run(binary: &Path) -> Result<(), String> {
     let stage = Stage::set_up(binary).map_err(|error| error.to_string())?;
+    stage.memory()?;
     for way in [Way::Down, Way::Up] {
         stage.compare(way, 1)?;
         stage.compare(way, 16)?;
     }
-    stage.round_trips()?;
-    stage.memory()
+    stage.round_trips()
 }
 
 impl Stage {

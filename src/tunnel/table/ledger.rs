@@ -52,8 +52,12 @@ impl Ledger {
     pub(crate) fn account(&mut self, held: usize) {
         if held > self.held {
             self.shared.held.fetch_add(held - self.held, Ordering::Relaxed);
-        } else {
-            self.shared.held.fetch_sub(self.held - held, Ordering::Relaxed);
+        } else if held < self.held {
+            let less = self.held - held;
+            if self.shared.held.fetch_sub(less, Ordering::Relaxed) == less {
+                // Nobody holds anything: the transfer for which buffers were kept is over.
+                crate::stream::give_back_spares();
+            }
         }
         self.held = held;
     }
@@ -62,11 +66,6 @@ impl Ledger {
     pub(crate) fn allowance(&self, mine: usize) -> usize {
         let free = TOGETHER.saturating_sub(self.shared.held.load(Ordering::Relaxed));
         FLOOR.max(WINDOW.min(mine + free))
-    }
-
-    /// Whether memory that is only convenient should be given up.
-    pub(crate) fn is_tight(&self) -> bool {
-        self.shared.held.load(Ordering::Relaxed) > TOGETHER / 2
     }
 
     pub(crate) fn sent(&self, count: usize) {
