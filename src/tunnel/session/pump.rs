@@ -136,7 +136,8 @@ impl Session {
             if !was_blocked {
                 self.ledger.blocked();
             }
-            return false;
+            // The bridge may be read further from here on, and nothing else would say so.
+            return !was_blocked;
         }
         let read = scratch::with(Kind::Plain, |plain| {
             plain.resize(READ.max(plain.len()), 0);
