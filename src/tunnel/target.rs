@@ -52,6 +52,8 @@ enum State {
     Waiting,
     Connecting(Connecting),
     Open(TcpStream),
+    /// It was told that nothing follows; what it says is thrown away.
+    Leaving(TcpStream),
     /// It has nothing more to say and hears nothing more.
     Gone,
 }
@@ -108,7 +110,7 @@ impl Target {
 
     /// Whether nothing more can come from it or go to it.
     pub(super) const fn is_gone(&self) -> bool {
-        matches!(self.state, State::Gone)
+        matches!(self.state, State::Leaving(_) | State::Gone)
     }
 
     /// Whether it was asked for at all.
@@ -148,9 +150,41 @@ impl Target {
         }
     }
 
-    /// Closes both directions.
+    /// Closes both directions at once, unless it is leaving already. What the target has not taken may be lost.
     pub(super) fn close(&mut self) {
-        self.state = State::Gone;
+        if !matches!(self.state, State::Leaving(_)) {
+            self.state = State::Gone;
+        }
+    }
+
+    /// Reads and throws away what has come: a target that cannot speak may not listen either.
+    pub(super) fn hush(&mut self, cx: &mut Context<'_>) {
+        let mut scrap = [0; 4096];
+        while matches!(self.poll_read(cx, &mut scrap), Poll::Ready(Ok(1..))) {}
+    }
+
+    /// Says that nothing follows, and goes when the target has taken everything: closing a socket with unread input throws
+    /// away what was written to it.
+    pub(super) fn finish(&mut self) {
+        self.state = match std::mem::replace(&mut self.state, State::Gone) {
+            State::Open(socket) if !self.deaf => State::Leaving(socket),
+            State::Waiting | State::Connecting(_) | State::Open(_) | State::Leaving(_) | State::Gone => State::Gone,
+        };
+    }
+
+    /// Goes on with the leave; ready when the target is gone.
+    pub(super) fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut scrap = [0; 4096];
+        while let State::Leaving(socket) = &mut self.state {
+            let mut space = ReadBuf::new(&mut scrap);
+            // Telling it again does nothing.
+            let told = ready!(Pin::new(&mut *socket).poll_shutdown(cx));
+            let read = ready!(Pin::new(&mut *socket).poll_read(cx, &mut space));
+            if told.is_err() || read.is_err() || space.filled().is_empty() {
+                self.state = State::Gone;
+            }
+        }
+        Poll::Ready(())
     }
 }
 

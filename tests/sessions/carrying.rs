@@ -129,6 +129,17 @@ fn a_target_that_talks_gets_everything_that_the_client_said_before_it_closed() {
 }
 
 #[test]
+fn an_echo_gets_everything_that_a_client_said_who_closes_without_listening() {
+    let scene = scene(Tcp::Echo);
+    let pipe = scene.client(lazy_acks()).open("thing").unwrap();
+    write_pattern(&pipe, 16 * MIB);
+    assert!(pipe.wait_acknowledged(LIMIT), "the agent has it");
+    pipe.close();
+    assert!(scene.target.wait_for(LIMIT, |seen| seen.ended == 1), "{}", scene.agent.log());
+    assert_eq!(scene.target.seen().received, 16 * MIB);
+}
+
+#[test]
 fn a_client_that_does_not_read_costs_no_memory_and_gets_everything_later() {
     let scene = scene(Tcp::Source(128 * MIB, Then::Close));
     let pipe = scene.client(lazy_acks()).open("thing").unwrap();

@@ -7,7 +7,7 @@ use super::{Attached, End, Mode, Phase, Session};
 
 /// How long the client may acknowledge nothing at all before it is told of the end regardless.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
-/// How long the target may take for what the client said last.
+/// How long the target may take nothing at all of what the client said last.
 const DELIVERY_LIMIT: Duration = Duration::from_secs(30);
 /// How long the bridge may take to end its side. Until then what it sends is read and thrown away: closing a socket with
 /// unread input resets the connection, and the end of what was sent with it.
@@ -62,6 +62,13 @@ impl Session {
         self.phase = Phase::Delivering { until: self.now + DELIVERY_LIMIT };
     }
 
+    /// The target takes what the client said last: it is given more time.
+    pub(super) fn delivered(&mut self) {
+        if let Phase::Delivering { until } = &mut self.phase {
+            *until = self.now + DELIVERY_LIMIT;
+        }
+    }
+
     /// A raw session's bridge connection is gone; there is no other.
     pub(super) fn bridge_ended(&mut self) {
         self.end.get_or_insert(End::BridgeEnded);
@@ -98,7 +105,9 @@ impl Session {
             Phase::Running => false,
             Phase::Finishing { .. } => self.finish(cx),
             Phase::Delivering { .. } => {
+                self.target.hush(cx);
                 if self.backlog.is_empty() {
+                    self.target.finish();
                     self.say_goodbye(End::ClientClosed);
                 }
                 self.backlog.is_empty()
@@ -120,19 +129,24 @@ impl Session {
         true
     }
 
-    /// Closes our side when the last frame has gone, and reads until the bridge closes its own.
+    /// Over when the bridge has closed its side and the target has taken everything.
     fn linger(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(Attached { link, connection }) = &mut self.link else {
-            self.over = !self.is_connecting();
-            return self.over;
-        };
+        let target_left = self.target.poll_leave(cx).is_ready();
+        let progress = self.linger_on_link(cx);
+        self.over |= target_left && self.link.is_none() && !self.is_connecting();
+        progress || self.over
+    }
+
+    /// Closes our side when the last frame has gone, and reads until the bridge closes its own.
+    fn linger_on_link(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(Attached { link, connection }) = &mut self.link else { return false };
         let said = self.mode.is_raw() || connection.close_is_sent();
         let broken = said && matches!(link.poll_close(cx), Poll::Ready(Err(_)));
         match link.poll_receive(cx, &mut |_| {}) {
-            _ if broken => self.over = true,
+            _ if broken => self.link = None,
             Poll::Pending => return false,
             Poll::Ready(Ok(1..)) => {}
-            Poll::Ready(Ok(0) | Err(_)) => self.over = true,
+            Poll::Ready(Ok(0) | Err(_)) => self.link = None,
         }
         true
     }

@@ -104,6 +104,9 @@ impl Session {
             self.backlog.drain(..count.min(self.backlog.len()));
             progress = true;
         }
+        if progress {
+            self.delivered();
+        }
         if progress && self.backlog.is_empty() {
             // An idle session holds no buffer.
             self.backlog = std::collections::VecDeque::new();
