@@ -113,6 +113,13 @@ impl Stream {
         connection.allow_close();
     }
 
+    /// The session ends and this connection is good for one thing: the close frame, handshake or not.
+    pub const fn only_close(&mut self, connection: &mut Connection) {
+        self.closing = true;
+        connection.resume_at(self.outbox.end());
+        connection.allow_close();
+    }
+
     /// Memory held for the peer, in bytes: frames that it has not acknowledged.
     #[must_use]
     pub const fn held(&self) -> usize {

@@ -115,7 +115,14 @@ impl Session {
         });
         let gone = matches!(flushed, Poll::Ready(Err(_))) || matches!(received, Poll::Ready(Ok(0) | Err(_)));
         match outcome {
-            Err(Violation::Session(what)) => self.violated(what),
+            Err(Violation::Session(what)) => {
+                // This is where the client is, so this is where it is told.
+                stream.only_close(&mut next.connection);
+                if let Some(next) = self.next.take() {
+                    self.take_over(next);
+                }
+                self.violated(what);
+            }
             Err(Violation::Connection(what)) => self.redial_failed(what),
             Ok(found) if found.resumed => {
                 let repeated = stream.repeats(&next.connection);
