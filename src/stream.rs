@@ -160,6 +160,15 @@ impl Stream {
         }
     }
 
+    /// Payload bytes that came since the last ACK.
+    #[must_use]
+    pub const fn unacknowledged(&self) -> u64 {
+        match self.inbox.unacknowledged() {
+            None => 0,
+            Some(bytes) => bytes,
+        }
+    }
+
     /// Puts an ACK in line if anything was received since the last one. It must go on the connection that the peer will
     /// go on with; while another one resumes, none is sent (protocol 7.6).
     pub const fn acknowledge(&mut self, connection: &mut Connection) {

@@ -13,6 +13,10 @@ use crate::tunnel::dial::{self, Credentials};
 /// come in the last of them (protocol 7.5).
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(35);
 
+/// What may come on the old connection without an acknowledgement while another waits for its client: the platform's client
+/// gives up when 4 MiB are not acknowledged (protocol 8.2), part of which is under way at any time.
+const RELUCTANCE: u64 = 1024 * 1024;
+
 impl Session {
     /// Begins to make a connection. One that is being made is given up: the newest command wins.
     pub(super) fn dial(&mut self, bridge: BridgeAddress, credentials: Credentials, first: bool) {
@@ -154,6 +158,16 @@ impl Session {
     /// Whether a connection may be acknowledged on: while another one resumes, the peer must keep what we announced there.
     pub(super) const fn may_acknowledge(&self) -> bool {
         self.next.is_none()
+    }
+
+    /// A client that sends this much on the old connection has not left it: it is acknowledged there, or it would die of its
+    /// window. If it does leave, its own reconnect causes another redial.
+    pub(super) fn believe_the_old(&mut self) {
+        if let (Mode::Framed(stream), Some(_)) = (&self.mode, &self.next)
+            && stream.unacknowledged() > RELUCTANCE
+        {
+            self.redial_failed("the client goes on with the connection that it has");
+        }
     }
 
     /// Nobody needs a connection that is only beginning.

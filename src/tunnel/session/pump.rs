@@ -58,7 +58,10 @@ impl Session {
             Ok(found) if found.closed => self.client_closed(),
             Ok(found) => match received {
                 Poll::Pending => return false,
-                Poll::Ready(Ok(1..)) => self.heard(found.acknowledged),
+                Poll::Ready(Ok(1..)) => {
+                    self.heard(found.acknowledged);
+                    self.believe_the_old();
+                }
                 Poll::Ready(Ok(0)) => self.lost_link("end of file"),
                 Poll::Ready(Err(error)) => self.lost_link(&error.to_string()),
             },
