@@ -3,10 +3,13 @@
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::{Attached, End, Mode, Phase, Session};
+use super::{Attached, End, Mode, Phase, REDIAL_WAIT, Session};
 
 /// How long the client may acknowledge nothing at all before it is told of the end regardless.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+/// How long it may then go on acknowledging nothing: as long as a client that is gone is waited for, since one that pauses
+/// should not fare worse.
+const LATE_LIMIT: Duration = REDIAL_WAIT;
 /// How long the target may take nothing at all of what the client said last.
 const DELIVERY_LIMIT: Duration = Duration::from_secs(30);
 /// How long the bridge may take to end its side. Until then what it sends is read and thrown away: closing a socket with
@@ -25,19 +28,20 @@ impl Session {
 
     /// Something came from the client: one that acknowledges is given more time.
     pub(super) fn heard(&mut self, acknowledged: bool) {
-        if let Phase::Finishing { until, late: false } = &mut self.phase
+        if let Phase::Finishing { until, late } = &mut self.phase
             && acknowledged
         {
-            *until = self.now + FLUSH_LIMIT;
+            *until = self.now + if *late { LATE_LIMIT } else { FLUSH_LIMIT };
         }
     }
 
-    /// The client acknowledged nothing for a while: it is told of the end behind what is on its way already.
+    /// The client acknowledged nothing for a while: it is told of the end behind what is on its way already. The connection
+    /// stays until it has that, because a bridge that sees one end close cuts off what it has not passed on.
     pub(super) fn flush_is_late(&mut self) {
         if let (Mode::Framed(stream), Some(Attached { connection, .. })) = (&mut self.mode, &mut self.link) {
             stream.close_now(connection);
         }
-        self.phase = Phase::Finishing { until: self.now + LINGER_LIMIT, late: true };
+        self.phase = Phase::Finishing { until: self.now + LATE_LIMIT, late: true };
     }
 
     /// A session that is ending has got another connection.
@@ -119,8 +123,11 @@ impl Session {
     /// The client gets everything, then the close frame.
     fn finish(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(Attached { link, connection }) = &mut self.link else { return false };
-        let said = self.mode.is_raw() || connection.close_is_sent();
-        if !said || link.poll_flush_outgoing(cx).is_pending() {
+        let said = match &self.mode {
+            Mode::Raw => true,
+            Mode::Framed(stream) => connection.close_is_sent() && stream.all_acknowledged(),
+        };
+        if link.poll_flush_outgoing(cx).is_pending() || !said {
             return false;
         }
         self.target.close();
