@@ -84,7 +84,12 @@ impl Session {
     pub(super) fn lost_link(&mut self, why: &str) {
         self.link = None;
         self.ack_at = None;
-        tracing::debug!(session = %self.ledger.name(), %why, "the bridge connection ended");
+        if self.was_connected {
+            tracing::debug!(session = %self.ledger.name(), %why, "the bridge connection ended");
+        } else {
+            // With TLS 1.3 this is how a bridge says that it does not accept the session's certificate (protocol 1.4).
+            tracing::warn!(session = %self.ledger.name(), %why, "the bridge ended the first connection before the client said anything");
+        }
         if self.is_raw() {
             self.bridge_ended();
         } else {
