@@ -80,7 +80,17 @@ fn an_echo_returns_64_mib_in_frames_that_the_platforms_client_can_take() {
 fn the_platforms_own_client_with_its_deadly_window_can_upload_and_download() {
     let scene = scene(Tcp::Echo);
     let pipe = scene.client(Options::default()).open("thing").unwrap();
-    echo(&pipe, 8 * MIB);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut pattern = Pattern::default();
+            for _ in 0..128 {
+                (&pipe).write_all(&pattern.bytes(64 << 10)).unwrap();
+                // Faster than its window and its peer's 50 ms allow it kills itself (protocol W1).
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        });
+        read_pattern(&pipe, 8 * MIB);
+    });
     pipe.close();
 }
 

@@ -182,6 +182,24 @@ fn a_handshake_that_claims_what_was_never_sent_ends_the_session() {
 }
 
 #[test]
+fn an_old_handshake_of_a_client_that_is_gone_already_fails_the_attempt_and_not_the_session() {
+    let (scene, client, mut wire) = talked();
+    wire.write(&frame::ack(1)).unwrap();
+    wire.write(&frame::data(2, b"two")).unwrap();
+    assert_eq!(hear(&mut wire, 3), b"two");
+    let session = wire.session_id.clone();
+    wire.end();
+    // What bridges make of an attempt that was given up: its bytes reach the agent, and its end right behind them.
+    let mut stale = client.open_wire_again("thing", &session).unwrap();
+    stale.write(&frame::handshake(1)).unwrap();
+    stale.end();
+    let mut wire = client.open_wire_again("thing", &session).unwrap();
+    assert_eq!(wire.next(SOON).unwrap(), Received::Handshake(3));
+    wire.write(&[&frame::handshake(2)[..], &frame::data(3, b"three")].concat()).unwrap();
+    assert_eq!(hear(&mut wire, 8), b"twothree", "{}", scene.agent.log());
+}
+
+#[test]
 fn something_else_instead_of_a_handshake_fails_the_attempt_and_not_the_session() {
     let (scene, client, wire) = talked();
     let session = wire.session_id.clone();

@@ -13,9 +13,15 @@ use crate::tunnel::dial::{self, Credentials};
 /// come in the last of them (protocol 7.5).
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(35);
 
+/// How long a client with an impossible handshake may take to be gone. A bridge does not notice that a peer which waits has
+/// left (protocol 7.4), and so brings together what one end has given up, handshake and all, with the other's next attempt.
+const DOUBT_LIMIT: Duration = Duration::from_secs(1);
+
 /// What may come on the old connection without an acknowledgement while another waits for its client: the platform's client
 /// gives up when 4 MiB are not acknowledged (protocol 8.2), part of which is under way at any time.
 const RELUCTANCE: u64 = 1024 * 1024;
+/// How long a client may take to the other connection. Until then, what comes on the old one may be what it left behind.
+const MOVE: Duration = Duration::from_millis(250);
 
 impl Session {
     /// Begins to make a connection. One that is being made is given up: the newest command wins.
@@ -59,6 +65,7 @@ impl Session {
             Mode::Framed(stream) if !first => {
                 self.next = Some(Attached { link, connection: stream.resume() });
                 self.next_until = Some(self.now + HANDSHAKE_LIMIT);
+                self.doubt = None;
             }
             Mode::Framed(stream) => self.take_over(Attached { link, connection: stream.first() }),
             Mode::Raw => self.take_over(Attached { link, connection: crate::stream::Stream::new().first() }),
@@ -109,6 +116,16 @@ impl Session {
     pub(super) fn shake_hands(&mut self, cx: &mut Context<'_>) -> bool {
         let Mode::Framed(stream) = &mut self.mode else { return false };
         let Some(next) = &mut self.next else { return false };
+        if self.doubt.is_some() {
+            return match next.link.poll_receive(cx, &mut |_| {}) {
+                Poll::Pending => false,
+                Poll::Ready(Ok(1..)) => true,
+                Poll::Ready(Ok(0) | Err(_)) => {
+                    self.redial_failed("the client had given it up");
+                    true
+                }
+            };
+        }
         let handshake = stream.transmit(&mut next.connection).to_vec();
         if !handshake.is_empty() && next.link.send(cx, &handshake).is_ok() {
             stream.sent(&mut next.connection, handshake.len());
@@ -125,12 +142,8 @@ impl Session {
         let gone = matches!(flushed, Poll::Ready(Err(_))) || matches!(received, Poll::Ready(Ok(0) | Err(_)));
         match outcome {
             Err(Violation::Session(what)) => {
-                // This is where the client is, so this is where it is told.
-                stream.only_close(&mut next.connection);
-                if let Some(next) = self.next.take() {
-                    self.take_over(next);
-                }
-                self.violated(what);
+                self.doubt = Some(what);
+                self.next_until = Some(self.now + DOUBT_LIMIT);
             }
             Err(Violation::Connection(what)) => self.redial_failed(what),
             Ok(found) if found.resumed => {
@@ -154,6 +167,17 @@ impl Session {
         true
     }
 
+    /// The connection of a redial has had its time.
+    pub(super) fn redial_is_late(&mut self) {
+        let Some(what) = self.doubt.take() else { return self.redial_failed("no handshake in time") };
+        if let (Mode::Framed(stream), Some(mut next)) = (&mut self.mode, self.next.take()) {
+            // This is where the client is, so this is where it is told.
+            stream.only_close(&mut next.connection);
+            self.take_over(next);
+        }
+        self.violated(what);
+    }
+
     pub(super) fn redial_failed(&mut self, why: &str) {
         tracing::debug!(session = %self.ledger.name(), %why, "a redial came to nothing");
         (self.next, self.next_until) = (None, None);
@@ -168,7 +192,9 @@ impl Session {
     /// A client that sends this much on the old connection has not left it: it is acknowledged there, or it would die of its
     /// window. If it does leave, its own reconnect causes another redial.
     pub(super) fn believe_the_old(&mut self) {
-        if let (Mode::Framed(stream), Some(_)) = (&self.mode, &self.next)
+        let waits = self.next_until.is_some_and(|until| until <= self.now + HANDSHAKE_LIMIT.saturating_sub(MOVE));
+        if let Mode::Framed(stream) = &self.mode
+            && waits
             && stream.unacknowledged() > RELUCTANCE
         {
             self.redial_failed("the client goes on with the connection that it has");
