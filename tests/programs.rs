@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use bamf_lab::agent::LIMIT;
+use bamf_lab::agent::{LIMIT, until, write};
 use bamf_lab::client::local::LocalPort;
 use bamf_lab::client::{Client, Options};
 use bamf_lab::machine::report_skipped;
@@ -35,8 +35,7 @@ fn started<T>(test: &str, server: Result<T, Error>) -> Option<T> {
 }
 
 fn has(test: &str, program: &str) -> bool {
-    let found =
-        std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|path| path.join(program).exists());
+    let found = Command::new(program).arg("-V").output().is_ok();
     if !found {
         report_skipped(test, &format!("{program} is not installed"));
     }
@@ -154,7 +153,7 @@ fn copies_a_file(scene: &Scene, server: &Sshd, older: bool) {
     let client = scene.client(Options::robust());
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
-    std::fs::write(path("original"), Pattern::default().bytes(5 << 20)).unwrap();
+    write(path("original"), Pattern::default().bytes(5 << 20));
     let scp = |from: &str, to: &str| {
         let port = local_port(&client);
         let mut command = secure("scp", server, &port);
@@ -188,7 +187,7 @@ fn ssh_survives_cuts_of_the_bridge_connection() {
         let running = scope.spawn(|| fed(command.args(["127.0.0.1", "cat"]), &bytes));
         for cut in 1..=3 {
             let come = |counts: bamf_lab::client::Counts| counts.bytes_received >= cut * (3 << 20);
-            assert!(bamf_lab::agent::until(LIMIT, || come(port.tunnel().counts())), "{}", scene.agent.log());
+            assert!(until(LIMIT, || come(port.tunnel().counts())), "{}", scene.agent.log());
             scene.cable.snap();
             assert!(block_on(port.tunnel().wait_reconnects(cut, LIMIT)), "{}", scene.agent.log());
         }

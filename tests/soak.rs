@@ -26,6 +26,7 @@ const MEMORY: usize = 8 << 20;
 /// After this long a cut has reached both ends.
 const CUT_TIME: Duration = Duration::from_millis(50);
 
+#[expect(clippy::disallowed_methods, reason = "how long and with which seed is for whoever runs it")]
 fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
