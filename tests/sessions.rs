@@ -92,10 +92,9 @@ fn id(pipe: &Pipe) -> String {
 fn hear(wire: &mut BlockingWire, length: usize) -> Vec<u8> {
     let mut heard = Vec::new();
     while heard.len() < length {
-        match wire.next_but_acks(Duration::from_secs(20)).unwrap() {
-            Received::Data { payload, .. } => heard.extend(payload),
-            other => panic!("{other:?} after {} bytes", heard.len()),
-        }
+        let received = wire.next_but_acks(Duration::from_secs(20)).unwrap();
+        let Received::Data { payload, .. } = received else { panic!("{received:?} after {} bytes", heard.len()) };
+        heard.extend(payload);
     }
     heard
 }

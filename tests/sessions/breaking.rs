@@ -183,7 +183,7 @@ fn an_upload_goes_on_while_a_redial_waits_in_vain_for_its_client() {
     for _ in 0..160 {
         (&pipe).write_all(&pattern.bytes(100_000)).unwrap();
         // At a pace that the window allows as long as acknowledgements come.
-        std::thread::sleep(Duration::from_millis(15));
+        std::thread::sleep(Duration::from_millis(25));
     }
     assert!(pipe.wait_acknowledged(LIMIT), "{:?}", pipe.tunnel.status());
     pipe.close();
@@ -330,6 +330,25 @@ fn a_target_that_ended_while_there_was_no_bridge_is_delivered_to_the_client_that
     scene.cable.refuse(false);
     read_on(&pipe, &mut pattern, 6 * MIB);
     assert_eq!((&pipe).read(&mut [0]).unwrap(), 0, "{:?}", pipe.tunnel.status());
+}
+
+#[test]
+fn a_bridge_that_cannot_be_reached_for_a_moment_is_tried_again() {
+    let scene = friendly(Tcp::Echo);
+    let pipe = scene.client(lazy_acks()).open("thing").unwrap();
+    ping(&pipe, b"before");
+    scene.cable.refuse(true);
+    scene.cable.snap();
+    let session = id(&pipe);
+    let redialled = |commands: Vec<bamf_lab::plane::SentCommand>| {
+        commands.iter().any(|sent| sent.command.as_deref() == Some("redial") && sent.session.as_ref() == Some(&session))
+    };
+    assert!(until(LIMIT, || redialled(scene.plane.commands())));
+    let attempts = scene.cable.connections();
+    assert!(until(LIMIT, || scene.cable.connections() > attempts));
+    scene.cable.refuse(false);
+    assert!(pipe.wait_reconnects(1, SECONDS), "{:?}\n{}", pipe.tunnel.status(), scene.agent.log());
+    ping(&pipe, b"after");
 }
 
 #[test]

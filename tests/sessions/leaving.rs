@@ -88,6 +88,28 @@ fn a_drain_lets_a_transfer_finish() {
 }
 
 #[test]
+fn a_client_in_the_middle_of_a_download_hears_the_end_of_the_agent() {
+    let scene = scene(Tcp::Source(256 * MIB, Then::Hold));
+    scene.cable.limit(Some(30 * MIB));
+    let pipe = scene.client(lazy_acks()).open("thing").unwrap();
+    (&pipe).write_all(b"go").unwrap();
+    (&pipe).read_exact(&mut [0]).unwrap();
+    let finished = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (mut pattern, mut buffer) = (bamf_lab::pattern::Pattern::at(1), vec![0; 256 << 10]);
+            while let Ok(count @ 1..) = (&pipe).read(&mut buffer) {
+                pattern.check(&buffer[..count]).unwrap();
+            }
+        });
+        let finished = scene.agent.terminate(LIMIT);
+        reader.join().unwrap();
+        finished
+    });
+    finished.expect(0, &["bye"]);
+    assert_eq!(pipe.tunnel.status(), Status::ClosedByPeer);
+}
+
+#[test]
 fn an_agent_that_drains_is_not_asked_for_new_sessions() {
     let scene = scene_of(Tcp::Echo, Setting { drain_timeout: "60s", ..Setting::default() });
     let pipe = scene.client(lazy_acks()).open("thing").unwrap();
