@@ -64,6 +64,17 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether it may work a moment later: the way to the bridge is at fault, not what either side shows the other.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Connect { .. } => true,
+            Self::Handshake { source, .. } => source.kind() != io::ErrorKind::InvalidData,
+            Self::Credentials { .. } | Self::Name(_) => false,
+        }
+    }
+}
+
 /// Only TLS 1.3, and the cipher that is fastest with the processor's help first; bridges take it when it is offered first.
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     let suites = vec![

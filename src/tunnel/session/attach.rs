@@ -3,11 +3,13 @@
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
+
 use super::{Attached, Dialling, End, FIRST_WAIT, Mode, Order, Phase, REDIAL_WAIT, Session};
 use crate::http::chain;
 use crate::stream::{Received, Violation};
-use crate::tunnel::BridgeAddress;
 use crate::tunnel::dial::{self, Credentials};
+use crate::tunnel::{BridgeAddress, Link};
 
 /// How long the exchange of handshakes may take: the bridge keeps an unmatched connection for 30 s, and its client may
 /// come in the last of them (protocol 7.5).
@@ -23,10 +25,30 @@ const RELUCTANCE: u64 = 1024 * 1024;
 /// How long a client may take to the other connection. Until then, what comes on the old one may be what it left behind.
 const MOVE: Duration = Duration::from_millis(250);
 
+/// How long a bridge that cannot be reached is tried: the client may wait there for 30 s (protocol 7.5), and what broke the
+/// connection before may be in the way of this one.
+const DIAL_LIMIT: Duration = Duration::from_secs(20);
+/// Between two attempts.
+const DIAL_PAUSE: Duration = Duration::from_millis(500);
+
+async fn reach(bridge: BridgeAddress, credentials: Credentials) -> Result<Link, dial::Error> {
+    let begun = Instant::now();
+    loop {
+        match dial::connect(&bridge, &credentials).await {
+            Ok((link, _took)) => return Ok(link),
+            Err(error) if error.may_pass() && begun.elapsed() < DIAL_LIMIT => {
+                tracing::debug!(%bridge, error = %chain(&error), "trying again");
+                sleep(DIAL_PAUSE).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 impl Session {
     /// Begins to make a connection. One that is being made is given up: the newest command wins.
     pub(super) fn dial(&mut self, bridge: BridgeAddress, credentials: Credentials, first: bool) {
-        let connecting = Box::pin(async move { dial::connect(&bridge, &credentials).await.map(|(link, _took)| link) });
+        let connecting = Box::pin(reach(bridge, credentials));
         (self.next, self.next_until) = (None, None);
         self.dialling = Some(Dialling { connecting, first });
     }
@@ -60,7 +82,7 @@ impl Session {
         true
     }
 
-    fn attach(&mut self, link: crate::tunnel::Link, first: bool) {
+    fn attach(&mut self, link: Link, first: bool) {
         match &self.mode {
             Mode::Framed(stream) if !first => {
                 self.next = Some(Attached { link, connection: stream.resume() });
