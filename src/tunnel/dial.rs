@@ -149,8 +149,8 @@ async fn limited<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> 
     timeout(STEP_LIMIT, step).await.map_err(|_| late())?
 }
 
-/// Answers at once, and dead peers found.
-fn tune(socket: &TcpStream) -> io::Result<()> {
+/// Answers at once, and dead peers found: for bridges and targets alike.
+pub(super) fn tune(socket: &TcpStream) -> io::Result<()> {
     use rustix::net::sockopt;
     socket.set_nodelay(true)?;
     let (idle, interval, count) = KEEP_ALIVE;

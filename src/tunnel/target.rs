@@ -84,7 +84,7 @@ impl Target {
         self.state = State::Connecting(Box::pin(async move {
             let late = || io::Error::new(io::ErrorKind::TimedOut, "no answer within 10 s");
             let socket = timeout(CONNECT_LIMIT, TcpStream::connect((host, port))).await.map_err(|_| late())??;
-            socket.set_nodelay(true)?;
+            super::dial::tune(&socket)?;
             Ok(socket)
         }));
     }

@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
-use bamf_lab::agent::LIMIT;
+use bamf_lab::agent::{LIMIT, until};
 use bamf_lab::bridge::BridgeOptions;
 use bamf_lab::client::{Client, Options, Received, Status, frame};
 use bamf_lab::scene::{Scene, Setting};
@@ -228,4 +228,23 @@ fn an_audited_database_is_framed() {
     let mut wire = scene.client(lazy_acks()).open_wire("thing").unwrap();
     wire.write(&frame::data(1, b"a startup message")).unwrap();
     assert_eq!(hear(&mut wire, 17), b"a startup message");
+}
+
+/// Whether a connection to this port of the loopback has its keep-alive timer set (column `tr`, see proc_pid_net(5)).
+fn is_kept_alive(port: u16) -> bool {
+    let text = bamf_lab::agent::read(std::path::Path::new("/proc/net/tcp"));
+    let peer = format!("0100007F:{port:04X}");
+    text.lines().any(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        matches!(words[..], [_, _, remote, "01", _, timer, ..] if remote == peer && timer.starts_with("02"))
+    })
+}
+
+#[test]
+fn idle_targets_and_bridges_are_probed() {
+    let scene = scene(Tcp::Echo);
+    let pipe = scene.client(lazy_acks()).open("thing").unwrap();
+    ping(&pipe, b"hello");
+    assert!(until(LIMIT, || is_kept_alive(scene.cable.address().port())), "the bridge");
+    assert!(until(LIMIT, || is_kept_alive(scene.target.address().port())), "the target");
 }
