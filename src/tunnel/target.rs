@@ -14,6 +14,10 @@ use crate::config::{Dial, Resource};
 /// How long a target may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
+/// What is read and thrown away at most once the client has closed: enough to free a target that is stuck with its answers,
+/// too little to go on with a download that nobody wants.
+const SCRAP: usize = 64 * 1024 * 1024;
+
 type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
 
 /// Where a target is: always as configured, never as a command says.
@@ -64,11 +68,13 @@ pub(super) struct Target {
     state: State,
     /// It does not take anything any more; what it still has to say is read all the same.
     deaf: bool,
+    /// Bytes that were thrown away.
+    scrapped: usize,
 }
 
 impl Target {
     pub(super) const fn new(address: Address) -> Self {
-        Self { address, state: State::Waiting, deaf: false }
+        Self { address, state: State::Waiting, deaf: false, scrapped: 0 }
     }
 
     pub(super) const fn address(&self) -> &Address {
@@ -160,7 +166,11 @@ impl Target {
     /// Reads and throws away what has come: a target that cannot speak may not listen either.
     pub(super) fn hush(&mut self, cx: &mut Context<'_>) {
         let mut scrap = [0; 4096];
-        while matches!(self.poll_read(cx, &mut scrap), Poll::Ready(Ok(1..))) {}
+        while self.scrapped < SCRAP
+            && let Poll::Ready(Ok(count @ 1..)) = self.poll_read(cx, &mut scrap)
+        {
+            self.scrapped += count;
+        }
     }
 
     /// Says that nothing follows, and goes when the target has taken everything: closing a socket with unread input throws
@@ -180,7 +190,8 @@ impl Target {
             // Telling it again does nothing.
             let told = ready!(Pin::new(&mut *socket).poll_shutdown(cx));
             let read = ready!(Pin::new(&mut *socket).poll_read(cx, &mut space));
-            if told.is_err() || read.is_err() || space.filled().is_empty() {
+            self.scrapped += space.filled().len();
+            if told.is_err() || read.is_err() || space.filled().is_empty() || self.scrapped >= SCRAP {
                 self.state = State::Gone;
             }
         }

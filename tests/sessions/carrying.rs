@@ -154,6 +154,20 @@ fn an_echo_that_nobody_listens_to_gets_everything_that_the_client_said_before_it
 }
 
 #[test]
+fn a_download_that_the_client_closes_ends_at_the_target_soon() {
+    let scene = scene(Tcp::Source(1 << 40, Then::Close));
+    let pipe = scene.client(Options::robust()).open("thing").unwrap();
+    (&pipe).write_all(b"go").unwrap();
+    let mut pattern = Pattern::default();
+    read_on(&pipe, &mut pattern, 4 * MIB);
+    let begun = Instant::now();
+    pipe.close();
+    assert!(scene.target.wait_for(LIMIT, |seen| seen.ended == 1), "{}", scene.agent.log());
+    assert!(scene.wait_active(0, LIMIT));
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
 fn a_client_that_does_not_read_costs_no_memory_and_gets_everything_later() {
     let scene = scene(Tcp::Source(128 * MIB, Then::Close));
     let pipe = scene.client(lazy_acks()).open("thing").unwrap();

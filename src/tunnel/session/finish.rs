@@ -113,6 +113,7 @@ impl Session {
                 if self.backlog.is_empty() {
                     self.target.finish();
                     self.say_goodbye(End::ClientClosed);
+                    self.phase = Phase::Lingering { until: self.now + DELIVERY_LIMIT };
                 }
                 self.backlog.is_empty()
             }
