@@ -99,6 +99,8 @@ impl Mode {
 struct Attached {
     link: Link,
     connection: Connection,
+    /// Writing has failed; what has come before is still read.
+    deaf: bool,
 }
 
 /// A bridge connection that is being made.

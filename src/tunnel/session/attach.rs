@@ -85,12 +85,14 @@ impl Session {
     fn attach(&mut self, link: Link, first: bool) {
         match &self.mode {
             Mode::Framed(stream) if !first => {
-                self.next = Some(Attached { link, connection: stream.resume() });
+                self.next = Some(Attached { link, connection: stream.resume(), deaf: false });
                 self.next_until = Some(self.now + HANDSHAKE_LIMIT);
                 self.doubt = None;
             }
-            Mode::Framed(stream) => self.take_over(Attached { link, connection: stream.first() }),
-            Mode::Raw => self.take_over(Attached { link, connection: crate::stream::Stream::new().first() }),
+            Mode::Framed(stream) => self.take_over(Attached { link, connection: stream.first(), deaf: false }),
+            Mode::Raw => {
+                self.take_over(Attached { link, connection: crate::stream::Stream::new().first(), deaf: false })
+            }
         }
     }
 

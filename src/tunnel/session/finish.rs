@@ -123,7 +123,7 @@ impl Session {
 
     /// The client gets everything, then the close frame.
     fn finish(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(Attached { link, connection }) = &mut self.link else { return false };
+        let Some(Attached { link, connection, .. }) = &mut self.link else { return false };
         let said = match &self.mode {
             Mode::Raw => true,
             Mode::Framed(stream) => connection.close_is_sent() && stream.all_acknowledged(),
@@ -147,7 +147,7 @@ impl Session {
 
     /// Closes our side when the last frame has gone, and reads until the bridge closes its own.
     fn linger_on_link(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(Attached { link, connection }) = &mut self.link else { return false };
+        let Some(Attached { link, connection, .. }) = &mut self.link else { return false };
         let said = self.mode.is_raw() || connection.close_is_sent();
         let broken = said && matches!(link.poll_close(cx), Poll::Ready(Err(_)));
         match link.poll_receive(cx, &mut |_| {}) {

@@ -29,7 +29,7 @@ impl Session {
         if matches!(self.phase, Phase::Delivering { .. } | Phase::Lingering { .. }) || !self.has_room_inbound() {
             return false;
         }
-        let Some(Attached { link, connection }) = &mut self.link else { return false };
+        let Some(Attached { link, connection, .. }) = &mut self.link else { return false };
         let (mode, ledger) = (&mut self.mode, &self.ledger);
         let mut outcome = Ok(Received::default());
         let (received, plain) = scratch::with(Kind::Plain, |plain| {
@@ -123,11 +123,11 @@ impl Session {
             return false;
         }
         let room = self.room_outbound();
-        let Some(Attached { link, connection }) = &mut self.link else { return false };
+        let Some(Attached { link, connection, deaf: false }) = &mut self.link else { return false };
         match link.poll_flush_outgoing(cx) {
             Poll::Pending => return false,
             Poll::Ready(Err(error)) => {
-                self.lost_writing(cx, &error);
+                self.lost_writing(&error);
                 return true;
             }
             Poll::Ready(Ok(())) => {}
@@ -163,7 +163,7 @@ impl Session {
             Ok(None) => return false,
             Ok(Some(0)) => self.target_ended(),
             Ok(Some(_)) => {}
-            Err(error) => self.lost_writing(cx, &error),
+            Err(error) => self.lost_writing(&error),
         }
         true
     }
@@ -184,7 +184,7 @@ impl Session {
     pub(super) fn transmit(&mut self, cx: &mut Context<'_>) -> bool {
         self.acknowledge();
         let Mode::Framed(stream) = &mut self.mode else { return false };
-        let Some(Attached { link, connection }) = &mut self.link else { return false };
+        let Some(Attached { link, connection, deaf: false }) = &mut self.link else { return false };
         let mut progress = false;
         let broken = loop {
             match link.poll_flush_outgoing(cx) {
@@ -199,7 +199,7 @@ impl Session {
             }
         };
         if let Some(error) = broken {
-            self.lost_writing(cx, &error);
+            self.lost_writing(&error);
             return true;
         }
         progress
@@ -224,15 +224,13 @@ impl Session {
         }
     }
 
-    /// Writing failed. What the bridge still has to say, e.g. the alert that says why, is read before the reset gets it.
-    fn lost_writing(&mut self, cx: &mut Context<'_>, error: &io::Error) {
-        if let Some(Attached { link, .. }) = &mut self.link
-            && let Poll::Ready(Err(said)) = link.poll_receive(cx, &mut |_| {})
-        {
-            self.lost_link(&said.to_string());
-            return;
+    /// Writing failed. What has come is read before the end is believed: the client's last bytes, its close frame, or the
+    /// alert with which the bridge says why. Reading ends by itself, since the socket is dead.
+    fn lost_writing(&mut self, error: &io::Error) {
+        tracing::debug!(session = %self.ledger.name(), %error, "nothing can be written to the bridge");
+        if let Some(attached) = &mut self.link {
+            attached.deaf = true;
         }
-        self.lost_link(&error.to_string());
     }
 }
 
