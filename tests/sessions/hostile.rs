@@ -193,6 +193,8 @@ fn an_old_handshake_of_a_client_that_is_gone_already_fails_the_attempt_and_not_t
     let mut stale = client.open_wire_again("thing", &session).unwrap();
     stale.write(&frame::handshake(1)).unwrap();
     stale.end();
+    assert!(scene.plane.wait_for(LIMIT, |seen| seen.established.total() == 2));
+    assert!(scene.bridge.wait_for(LIMIT, |bridge| bridge.splices().is_empty()));
     let mut wire = client.open_wire_again("thing", &session).unwrap();
     assert_eq!(wire.next(SOON).unwrap(), Received::Handshake(3));
     wire.write(&[&frame::handshake(2)[..], &frame::data(3, b"three")].concat()).unwrap();
