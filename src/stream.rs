@@ -115,6 +115,13 @@ impl Stream {
         connection.allow_close();
     }
 
+    /// The session ends and this connection is good for one thing: the close frame, handshake or not.
+    pub const fn only_close(&mut self, connection: &mut Connection) {
+        self.closing = true;
+        connection.resume_at(self.outbox.end());
+        connection.allow_close();
+    }
+
     /// Memory held for the peer, in bytes: frames that it has not acknowledged.
     #[must_use]
     pub const fn held(&self) -> usize {
@@ -152,6 +159,15 @@ impl Stream {
             None => AckWanted::No,
             Some(bytes) if bytes >= ACK_VOLUME => AckWanted::Now,
             Some(_) => AckWanted::Soon,
+        }
+    }
+
+    /// Payload bytes that came since the last ACK.
+    #[must_use]
+    pub const fn unacknowledged(&self) -> u64 {
+        match self.inbox.unacknowledged() {
+            None => 0,
+            Some(bytes) => bytes,
         }
     }
 

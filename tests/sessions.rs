@@ -2,83 +2,99 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::io::{Read as _, Write as _};
+#[path = "sessions/breaking.rs"]
+mod breaking;
+#[path = "sessions/carrying.rs"]
+mod carrying;
+#[path = "sessions/dialling.rs"]
+mod dialling;
+#[path = "sessions/hostile.rs"]
+mod hostile;
+#[path = "sessions/leaving.rs"]
+mod leaving;
+#[path = "sessions/trust.rs"]
+mod trust;
 
-use bamf_lab::agent::{Agent, Home, LIMIT, NAME, identity};
-use bamf_lab::bridge::{Bridge, BridgeOptions};
-use bamf_lab::client::{AckPolicy, Client, Options};
+use std::io::{Read as _, Write as _};
+use std::time::Duration;
+
+use bamf_lab::client::{AckPolicy, BlockingWire, Options, Pipe, Received};
 use bamf_lab::pattern::Pattern;
-use bamf_lab::plane::{self, ControlPlane};
-use bamf_lab::serve::Network;
-use bamf_lab::targets::{Target, Tcp, Then};
+use bamf_lab::scene::{Scene, Setting};
+use bamf_lab::targets::Tcp;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_bamf-agent");
 
-/// A platform with a bridge, and an agent that serves `target` as the resource `thing`.
-struct Scene {
-    plane: ControlPlane,
-    bridge: Bridge,
-    target: Target,
-    home: Home,
-    agent: Agent,
+const MIB: u64 = 1 << 20;
+
+fn scene(behaviour: Tcp) -> Scene {
+    Scene::new(BINARY, behaviour)
 }
 
-impl Scene {
-    fn new(behaviour: Tcp) -> Self {
-        Self::of("tcp", behaviour, "")
-    }
+fn scene_of(behaviour: Tcp, setting: Setting) -> Scene {
+    Scene::of(BINARY, behaviour, setting)
+}
 
-    /// With lines more for the resource.
-    fn of(kind: &str, behaviour: Tcp, extra: &str) -> Self {
-        let plane = ControlPlane::start(plane::Options::default()).unwrap();
-        let bridge = Bridge::start(&plane, BridgeOptions::default()).unwrap();
-        let target = Target::tcp(&Network::Host, behaviour).unwrap();
-        let port = target.address().port();
-        let resource = format!("{{name: thing, type: {kind}, hostname: 127.0.0.1, port: {port}{extra}}}");
-        let home = Home::of(BINARY, &plane, &format!("resources: [{resource}]\nupdate: {{drain_timeout: 1s}}\n"));
-        let identity = identity(&plane, NAME);
-        plane.register(&identity);
-        home.store(&identity);
-        let agent = home.connect(&plane);
-        Self { plane, bridge, target, home, agent }
-    }
+/// The platform's habit of acknowledging, without its deadly window.
+fn lazy_acks() -> Options {
+    Options { acks: AckPolicy::EveryMs(50), ..Options::robust() }
+}
 
-    fn client(&self) -> Client {
-        Client::new(&self.plane.url(), self.plane.web_ca_pem(), "token").with(Options::robust())
+/// Writes this much of the pattern.
+fn write_pattern(mut pipe: &Pipe, total: u64) {
+    let (mut pattern, mut buffer) = (Pattern::default(), vec![0; 256 * 1024]);
+    while pattern.position() < total {
+        let count = usize::try_from(total - pattern.position()).unwrap().min(buffer.len());
+        pattern.fill(&mut buffer[..count]);
+        pipe.write_all(&buffer[..count]).unwrap();
     }
 }
 
-#[test]
-fn bytes_go_both_ways_and_the_client_ends_it() {
-    let scene = Scene::new(Tcp::Echo);
-    let pipe = scene.client().open("thing").unwrap();
-    (&pipe).write_all(b"hello").unwrap();
-    let mut answer = [0; 5];
-    (&pipe).read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"hello");
-    assert_eq!(scene.home.status()["sessions"]["active"], 1);
-    pipe.close();
-    assert!(scene.target.wait_for(LIMIT, |seen| seen.ended == 1), "{}", scene.agent.log());
-    scene.agent.expect("the client closed it");
-    assert_eq!(scene.target.seen().accepted, 1);
-    assert_eq!(scene.bridge.handshakes(), 2);
+/// Reads until so much of the pattern has come.
+fn read_pattern(pipe: &Pipe, total: u64) {
+    read_on(pipe, &mut Pattern::default(), total);
 }
 
-#[test]
-fn a_target_that_sends_a_lot_and_ends_is_read_to_the_last_byte() {
-    const TOTAL: u64 = 64 << 20;
-    let scene = Scene::new(Tcp::Source(TOTAL, Then::Close));
-    let pipe =
-        scene.client().with(Options { acks: AckPolicy::EveryMs(50), ..Options::robust() }).open("thing").unwrap();
-    (&pipe).write_all(b"go").unwrap();
-    let mut pattern = Pattern::default();
+/// The same from where `pattern` is.
+fn read_on(mut pipe: &Pipe, pattern: &mut Pattern, total: u64) {
     let mut buffer = vec![0; 256 * 1024];
-    loop {
-        match (&pipe).read(&mut buffer).unwrap() {
-            0 => break,
-            count => pattern.check(&buffer[..count]).unwrap(),
+    while pattern.position() < total {
+        let room = usize::try_from(total - pattern.position()).unwrap().min(buffer.len());
+        match pipe.read(&mut buffer[..room]) {
+            Ok(count @ 1..) => pattern.check(&buffer[..count]).unwrap(),
+            ended => panic!("{ended:?} at byte {}: {:?}", pattern.position(), pipe.tunnel.status()),
         }
     }
-    assert_eq!(pattern.position(), TOTAL);
-    scene.agent.expect("the target ended it");
+}
+
+/// Sends this much of the pattern to an echo and reads it back at the same time.
+fn echo(pipe: &Pipe, total: u64) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| write_pattern(pipe, total));
+        read_pattern(pipe, total);
+    });
+}
+
+/// Says something to an echo and hears it.
+fn ping(mut pipe: &Pipe, word: &[u8]) {
+    pipe.write_all(word).unwrap();
+    let mut answer = vec![0; word.len()];
+    pipe.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, word);
+}
+
+/// The id of a session.
+fn id(pipe: &Pipe) -> String {
+    pipe.tunnel.session().unwrap().session_id.clone()
+}
+
+/// Payload frames of an echo until so many bytes have come.
+fn hear(wire: &mut BlockingWire, length: usize) -> Vec<u8> {
+    let mut heard = Vec::new();
+    while heard.len() < length {
+        let received = wire.next_but_acks(Duration::from_secs(20)).unwrap();
+        let Received::Data { payload, .. } = received else { panic!("{received:?} after {} bytes", heard.len()) };
+        heard.extend(payload);
+    }
+    heard
 }

@@ -377,6 +377,39 @@ impl Agent {
         self.child.id()
     }
 
+    /// Memory that it occupies, in bytes (`VmRSS`).
+    ///
+    /// # Panics
+    /// It has ended.
+    #[must_use]
+    pub fn resident(&self) -> usize {
+        self.process_status("VmRSS:") * 1024
+    }
+
+    /// How many threads it has.
+    ///
+    /// # Panics
+    /// It has ended.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.process_status("Threads:")
+    }
+
+    /// How many descriptors it has open.
+    ///
+    /// # Panics
+    /// It has ended.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("the agent runs").count()
+    }
+
+    fn process_status(&self, name: &str) -> usize {
+        let text = read(Path::new(&format!("/proc/{}/status", self.pid())));
+        let value = text.lines().find_map(|line| line.strip_prefix(name)).expect("a running process has it");
+        value.trim().trim_end_matches(" kB").parse().expect("it is a number")
+    }
+
     /// What it has logged so far.
     #[must_use]
     pub fn log(&self) -> String {

@@ -14,6 +14,7 @@ pub mod playground;
 pub mod proxy;
 pub mod release;
 pub mod runtime;
+pub mod scene;
 pub mod serve;
 pub mod servers;
 pub mod site;

@@ -22,11 +22,13 @@ const STEP_LIMIT: Duration = Duration::from_secs(10);
 /// A certificate chain of the platform has one certificate of 1 KiB; no honest handshake is longer.
 const HANDSHAKE_BYTES: usize = 64 * 1024;
 
-/// Idle time after which a connection is probed, time between probes, and how many may stay unanswered: a dead bridge is
+/// Idle time after which a connection is probed, time between probes, and how many may stay unanswered: a dead peer is
 /// noticed after half a minute (protocol W14; the platform's own agent probes after 15 s).
+///
+/// There is no `TCP_USER_TIMEOUT` beside it: the kernel counts the time in which the peer's window is closed as well, so that
+/// a user who looks at a pager for half a minute would lose the connection. A link that dies with bytes under way is
+/// replaced by the redial that its client causes, however long the kernel goes on trying.
 const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(15), Duration::from_secs(5), 3);
-/// How long sent bytes may stay unacknowledged by the bridge's kernel.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a bridge cannot be reached.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +62,17 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+}
+
+impl Error {
+    /// Whether it may work a moment later: the way to the bridge is at fault, not what either side shows the other.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Connect { .. } => true,
+            Self::Handshake { source, .. } => source.kind() != io::ErrorKind::InvalidData,
+            Self::Credentials { .. } | Self::Name(_) => false,
+        }
+    }
 }
 
 /// Only TLS 1.3, and the cipher that is fastest with the processor's help first; bridges take it when it is offered first.
@@ -136,8 +149,8 @@ async fn limited<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> 
     timeout(STEP_LIMIT, step).await.map_err(|_| late())?
 }
 
-/// Answers at once, and dead peers found.
-fn tune(socket: &TcpStream) -> io::Result<()> {
+/// Answers at once, and dead peers found: for bridges and targets alike.
+pub(super) fn tune(socket: &TcpStream) -> io::Result<()> {
     use rustix::net::sockopt;
     socket.set_nodelay(true)?;
     let (idle, interval, count) = KEEP_ALIVE;
@@ -145,7 +158,6 @@ fn tune(socket: &TcpStream) -> io::Result<()> {
     sockopt::set_tcp_keepidle(socket, idle)?;
     sockopt::set_tcp_keepintvl(socket, interval)?;
     sockopt::set_tcp_keepcnt(socket, count)?;
-    sockopt::set_tcp_user_timeout(socket, u32::try_from(USER_TIMEOUT.as_millis()).expect("30 s in milliseconds fit"))?;
     Ok(())
 }
 

@@ -99,6 +99,8 @@ impl Mode {
 struct Attached {
     link: Link,
     connection: Connection,
+    /// Writing has failed; what has come before is still read.
+    deaf: bool,
 }
 
 /// A bridge connection that is being made.
@@ -136,6 +138,8 @@ pub(super) struct Session {
     link: Option<Attached>,
     next: Option<Attached>,
     next_until: Option<Instant>,
+    /// What is impossible about the handshake on `next`, if its client does not turn out to be gone.
+    doubt: Option<&'static str>,
     dialling: Option<Dialling>,
     /// Invariant: set while there is no link and nothing else limits the session.
     redial_until: Option<Instant>,
@@ -191,6 +195,7 @@ impl Session {
             link: None,
             next: None,
             next_until: None,
+            doubt: None,
             dialling: None,
             redial_until: None,
             was_connected: false,

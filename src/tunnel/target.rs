@@ -14,6 +14,10 @@ use crate::config::{Dial, Resource};
 /// How long a target may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
+/// What is read and thrown away at most once the client has closed: enough to free a target that is stuck with its answers,
+/// too little to go on with a download that nobody wants.
+const SCRAP: usize = 64 * 1024 * 1024;
+
 type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
 
 /// Where a target is: always as configured, never as a command says.
@@ -52,6 +56,8 @@ enum State {
     Waiting,
     Connecting(Connecting),
     Open(TcpStream),
+    /// It was told that nothing follows; what it says is thrown away.
+    Leaving(TcpStream),
     /// It has nothing more to say and hears nothing more.
     Gone,
 }
@@ -62,11 +68,13 @@ pub(super) struct Target {
     state: State,
     /// It does not take anything any more; what it still has to say is read all the same.
     deaf: bool,
+    /// Bytes that were thrown away.
+    scrapped: usize,
 }
 
 impl Target {
     pub(super) const fn new(address: Address) -> Self {
-        Self { address, state: State::Waiting, deaf: false }
+        Self { address, state: State::Waiting, deaf: false, scrapped: 0 }
     }
 
     pub(super) const fn address(&self) -> &Address {
@@ -82,7 +90,7 @@ impl Target {
         self.state = State::Connecting(Box::pin(async move {
             let late = || io::Error::new(io::ErrorKind::TimedOut, "no answer within 10 s");
             let socket = timeout(CONNECT_LIMIT, TcpStream::connect((host, port))).await.map_err(|_| late())??;
-            socket.set_nodelay(true)?;
+            super::dial::tune(&socket)?;
             Ok(socket)
         }));
     }
@@ -108,7 +116,7 @@ impl Target {
 
     /// Whether nothing more can come from it or go to it.
     pub(super) const fn is_gone(&self) -> bool {
-        matches!(self.state, State::Gone)
+        matches!(self.state, State::Leaving(_) | State::Gone)
     }
 
     /// Whether it was asked for at all.
@@ -148,9 +156,46 @@ impl Target {
         }
     }
 
-    /// Closes both directions.
+    /// Closes both directions at once, unless it is leaving already. What the target has not taken may be lost.
     pub(super) fn close(&mut self) {
-        self.state = State::Gone;
+        if !matches!(self.state, State::Leaving(_)) {
+            self.state = State::Gone;
+        }
+    }
+
+    /// Reads and throws away what has come: a target that cannot speak may not listen either.
+    pub(super) fn hush(&mut self, cx: &mut Context<'_>) {
+        let mut scrap = [0; 4096];
+        while self.scrapped < SCRAP
+            && let Poll::Ready(Ok(count @ 1..)) = self.poll_read(cx, &mut scrap)
+        {
+            self.scrapped += count;
+        }
+    }
+
+    /// Says that nothing follows, and goes when the target has taken everything: closing a socket with unread input throws
+    /// away what was written to it.
+    pub(super) fn finish(&mut self) {
+        self.state = match std::mem::replace(&mut self.state, State::Gone) {
+            State::Open(socket) if !self.deaf => State::Leaving(socket),
+            State::Waiting | State::Connecting(_) | State::Open(_) | State::Leaving(_) | State::Gone => State::Gone,
+        };
+    }
+
+    /// Goes on with the leave; ready when the target is gone.
+    pub(super) fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut scrap = [0; 4096];
+        while let State::Leaving(socket) = &mut self.state {
+            let mut space = ReadBuf::new(&mut scrap);
+            // Telling it again does nothing.
+            let told = ready!(Pin::new(&mut *socket).poll_shutdown(cx));
+            let read = ready!(Pin::new(&mut *socket).poll_read(cx, &mut space));
+            self.scrapped += space.filled().len();
+            if told.is_err() || read.is_err() || space.filled().is_empty() || self.scrapped >= SCRAP {
+                self.state = State::Gone;
+            }
+        }
+        Poll::Ready(())
     }
 }
 

@@ -29,6 +29,8 @@ pub enum Certificate {
     Foreign,
     /// For the right host, but its validity has ended.
     Expired,
+    /// For the right host, shown by a bridge that speaks TLS 1.2 and nothing newer.
+    OverTls12,
 }
 
 /// What a bridge of this id and host serves TLS with, for bridges that a test writes itself.
@@ -50,7 +52,7 @@ pub(crate) fn server(
     let proper = vec![host.to_owned(), format!("{id}.bamf.svc.cluster.local")];
     let hour = Duration::from_secs(60 * 60);
     let issued = match certificate {
-        Certificate::Proper => ca.bridge(id, &proper, now, now + LIFETIME),
+        Certificate::Proper | Certificate::OverTls12 => ca.bridge(id, &proper, now, now + LIFETIME),
         Certificate::ForHosts(hosts) => ca.bridge(id, hosts, now, now + LIFETIME),
         Certificate::Foreign => CertificateAuthority::new().bridge(id, &proper, now, now + LIFETIME),
         Certificate::Expired => ca.bridge(id, &proper, now - LIFETIME, now - hour),
@@ -62,9 +64,15 @@ pub(crate) fn server(
     let chain = CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).map_err(io::Error::other)?;
     let key = PrivateKeyDer::from_pem_slice(issued.private_key_pem.as_bytes()).map_err(io::Error::other)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let versions: &[_] = match certificate {
+        Certificate::OverTls12 => &[&rustls::version::TLS12],
+        Certificate::Proper | Certificate::ForHosts(_) | Certificate::Foreign | Certificate::Expired => {
+            &[&rustls::version::TLS13]
+        }
+    };
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
     let config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
+        .with_protocol_versions(versions)
         .map_err(io::Error::other)?
         .with_client_cert_verifier(verifier.map_err(io::Error::other)?)
         .with_single_cert(vec![chain], key)

@@ -34,6 +34,9 @@ pub type Link = Box<dyn Duplex>;
 /// What gets the next connection of a session.
 pub type Dial = Box<dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Link>> + Send>> + Send + Sync>;
 
+/// How long a peer with an impossible handshake may take to be gone.
+const STALE_LIMIT: Duration = Duration::from_millis(500);
+
 /// How long a connection that cannot be written is still read: a close frame may be in it.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// What the platform's client allows for its close frame.
@@ -204,12 +207,24 @@ async fn handshake(shared: &Shared, link: &mut Link, inbox: &mut Inbox) -> Resul
     let ((), asked) = timeout(shared.options.handshake_limit, both)
         .await
         .map_err(|_| End::Broken("no handshake came".to_owned()))??;
-    let mut core = shared.lock();
-    let repeated = core.sending.resume(asked).map_err(End::Violated)?;
-    core.counts.frames_repeated += repeated as u64;
-    drop(core);
+    let resumed = shared.lock().sending.resume(asked);
+    let repeated = match resumed {
+        Ok(repeated) => repeated,
+        // A bridge that has brought this end together with one that had left hears the end of that soon (protocol 7.4).
+        Err(violation) => match timeout(STALE_LIMIT, gone(&mut from)).await {
+            Ok(()) => return Err(End::Broken("the peer had given this connection up".to_owned())),
+            Err(_) => return Err(End::Violated(violation)),
+        },
+    };
+    shared.lock().counts.frames_repeated += repeated as u64;
     shared.writable.notify_one();
     Ok(())
+}
+
+/// Reads to the end and throws away what comes.
+async fn gone(from: &mut (impl AsyncRead + Unpin)) {
+    let mut scrap = [0; 1024];
+    while matches!(from.read(&mut scrap).await, Ok(1..)) {}
 }
 
 async fn converse(shared: &Shared, link: &mut Link, inbox: &mut Inbox) -> End {

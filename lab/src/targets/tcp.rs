@@ -45,6 +45,11 @@ pub enum Tcp {
     Silent,
     /// Resets the connection when the first bytes have come.
     Reset,
+    /// Reads everything and compares it with the pattern, at most this many bytes a second, and says a few bytes all the
+    /// while, to the very end.
+    Grumble(u64),
+    /// Sends this much of the pattern before it reads anything, then reads everything.
+    Stubborn(u64),
 }
 
 pub(super) fn serve(behaviour: &Tcp, mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
@@ -78,6 +83,20 @@ pub(super) fn serve(behaviour: &Tcp, mut stream: TcpStream, shared: &Shared) -> 
         Tcp::Reset => {
             stream.read_exact(&mut [0])?;
             reset(&stream)
+        }
+        Tcp::Grumble(rate) => {
+            let mut voice = stream.try_clone()?;
+            // It ends with the first word that nobody takes.
+            std::thread::spawn(move || {
+                while voice.write_all(b"grumble ").is_ok() {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            });
+            sink(stream, *rate, shared)
+        }
+        Tcp::Stubborn(total) => {
+            send_pattern(&mut stream, *total, shared)?;
+            drain(stream, shared)
         }
     }
 }

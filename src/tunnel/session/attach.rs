@@ -3,20 +3,52 @@
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
+
 use super::{Attached, Dialling, End, FIRST_WAIT, Mode, Order, Phase, REDIAL_WAIT, Session};
 use crate::http::chain;
 use crate::stream::{Received, Violation};
-use crate::tunnel::BridgeAddress;
 use crate::tunnel::dial::{self, Credentials};
+use crate::tunnel::{BridgeAddress, Link};
 
 /// How long the exchange of handshakes may take: the bridge keeps an unmatched connection for 30 s, and its client may
 /// come in the last of them (protocol 7.5).
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(35);
 
+/// How long a client with an impossible handshake may take to be gone. A bridge does not notice that a peer which waits has
+/// left (protocol 7.4), and so brings together what one end has given up, handshake and all, with the other's next attempt.
+const DOUBT_LIMIT: Duration = Duration::from_secs(1);
+
+/// What may come on the old connection without an acknowledgement while another waits for its client: the platform's client
+/// gives up when 4 MiB are not acknowledged (protocol 8.2), part of which is under way at any time.
+const RELUCTANCE: u64 = 1024 * 1024;
+/// How long a client may take to the other connection. Until then, what comes on the old one may be what it left behind.
+const MOVE: Duration = Duration::from_millis(250);
+
+/// How long a bridge that cannot be reached is tried: the client may wait there for 30 s (protocol 7.5), and what broke the
+/// connection before may be in the way of this one.
+const DIAL_LIMIT: Duration = Duration::from_secs(20);
+/// Between two attempts.
+const DIAL_PAUSE: Duration = Duration::from_millis(500);
+
+async fn reach(bridge: BridgeAddress, credentials: Credentials) -> Result<Link, dial::Error> {
+    let begun = Instant::now();
+    loop {
+        match dial::connect(&bridge, &credentials).await {
+            Ok((link, _took)) => return Ok(link),
+            Err(error) if error.may_pass() && begun.elapsed() < DIAL_LIMIT => {
+                tracing::debug!(%bridge, error = %chain(&error), "trying again");
+                sleep(DIAL_PAUSE).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 impl Session {
     /// Begins to make a connection. One that is being made is given up: the newest command wins.
     pub(super) fn dial(&mut self, bridge: BridgeAddress, credentials: Credentials, first: bool) {
-        let connecting = Box::pin(async move { dial::connect(&bridge, &credentials).await.map(|(link, _took)| link) });
+        let connecting = Box::pin(reach(bridge, credentials));
         (self.next, self.next_until) = (None, None);
         self.dialling = Some(Dialling { connecting, first });
     }
@@ -50,14 +82,17 @@ impl Session {
         true
     }
 
-    fn attach(&mut self, link: crate::tunnel::Link, first: bool) {
+    fn attach(&mut self, link: Link, first: bool) {
         match &self.mode {
             Mode::Framed(stream) if !first => {
-                self.next = Some(Attached { link, connection: stream.resume() });
+                self.next = Some(Attached { link, connection: stream.resume(), deaf: false });
                 self.next_until = Some(self.now + HANDSHAKE_LIMIT);
+                self.doubt = None;
             }
-            Mode::Framed(stream) => self.take_over(Attached { link, connection: stream.first() }),
-            Mode::Raw => self.take_over(Attached { link, connection: crate::stream::Stream::new().first() }),
+            Mode::Framed(stream) => self.take_over(Attached { link, connection: stream.first(), deaf: false }),
+            Mode::Raw => {
+                self.take_over(Attached { link, connection: crate::stream::Stream::new().first(), deaf: false })
+            }
         }
     }
 
@@ -80,7 +115,12 @@ impl Session {
     pub(super) fn lost_link(&mut self, why: &str) {
         self.link = None;
         self.ack_at = None;
-        tracing::debug!(session = %self.ledger.name(), %why, "the bridge connection ended");
+        if self.was_connected {
+            tracing::debug!(session = %self.ledger.name(), %why, "the bridge connection ended");
+        } else {
+            // With TLS 1.3 this is how a bridge says that it does not accept the session's certificate (protocol 1.4).
+            tracing::warn!(session = %self.ledger.name(), %why, "the bridge ended the first connection before the client said anything");
+        }
         if self.is_raw() {
             self.bridge_ended();
         } else {
@@ -100,6 +140,16 @@ impl Session {
     pub(super) fn shake_hands(&mut self, cx: &mut Context<'_>) -> bool {
         let Mode::Framed(stream) = &mut self.mode else { return false };
         let Some(next) = &mut self.next else { return false };
+        if self.doubt.is_some() {
+            return match next.link.poll_receive(cx, &mut |_| {}) {
+                Poll::Pending => false,
+                Poll::Ready(Ok(1..)) => true,
+                Poll::Ready(Ok(0) | Err(_)) => {
+                    self.redial_failed("the client had given it up");
+                    true
+                }
+            };
+        }
         let handshake = stream.transmit(&mut next.connection).to_vec();
         if !handshake.is_empty() && next.link.send(cx, &handshake).is_ok() {
             stream.sent(&mut next.connection, handshake.len());
@@ -115,7 +165,10 @@ impl Session {
         });
         let gone = matches!(flushed, Poll::Ready(Err(_))) || matches!(received, Poll::Ready(Ok(0) | Err(_)));
         match outcome {
-            Err(Violation::Session(what)) => self.violated(what),
+            Err(Violation::Session(what)) => {
+                self.doubt = Some(what);
+                self.next_until = Some(self.now + DOUBT_LIMIT);
+            }
             Err(Violation::Connection(what)) => self.redial_failed(what),
             Ok(found) if found.resumed => {
                 let repeated = stream.repeats(&next.connection);
@@ -138,6 +191,17 @@ impl Session {
         true
     }
 
+    /// The connection of a redial has had its time.
+    pub(super) fn redial_is_late(&mut self) {
+        let Some(what) = self.doubt.take() else { return self.redial_failed("no handshake in time") };
+        if let (Mode::Framed(stream), Some(mut next)) = (&mut self.mode, self.next.take()) {
+            // This is where the client is, so this is where it is told.
+            stream.only_close(&mut next.connection);
+            self.take_over(next);
+        }
+        self.violated(what);
+    }
+
     pub(super) fn redial_failed(&mut self, why: &str) {
         tracing::debug!(session = %self.ledger.name(), %why, "a redial came to nothing");
         (self.next, self.next_until) = (None, None);
@@ -147,6 +211,18 @@ impl Session {
     /// Whether a connection may be acknowledged on: while another one resumes, the peer must keep what we announced there.
     pub(super) const fn may_acknowledge(&self) -> bool {
         self.next.is_none()
+    }
+
+    /// A client that sends this much on the old connection has not left it: it is acknowledged there, or it would die of its
+    /// window. If it does leave, its own reconnect causes another redial.
+    pub(super) fn believe_the_old(&mut self) {
+        let waits = self.next_until.is_some_and(|until| until <= self.now + HANDSHAKE_LIMIT.saturating_sub(MOVE));
+        if let Mode::Framed(stream) = &self.mode
+            && waits
+            && stream.unacknowledged() > RELUCTANCE
+        {
+            self.redial_failed("the client goes on with the connection that it has");
+        }
     }
 
     /// Nobody needs a connection that is only beginning.

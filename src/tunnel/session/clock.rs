@@ -46,7 +46,7 @@ impl Session {
     fn pass_deadlines(&mut self) -> bool {
         let passed = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= self.now);
         if passed(self.next_until) {
-            self.redial_failed("no handshake in time");
+            self.redial_is_late();
             return true;
         }
         if passed(self.redial_until) && !self.is_connecting() {

@@ -3,11 +3,14 @@
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::{Attached, End, Mode, Phase, Session};
+use super::{Attached, End, Mode, Phase, REDIAL_WAIT, Session};
 
 /// How long the client may acknowledge nothing at all before it is told of the end regardless.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
-/// How long the target may take for what the client said last.
+/// How long it may then go on acknowledging nothing: as long as a client that is gone is waited for, since one that pauses
+/// should not fare worse.
+const LATE_LIMIT: Duration = REDIAL_WAIT;
+/// How long the target may take nothing at all of what the client said last.
 const DELIVERY_LIMIT: Duration = Duration::from_secs(30);
 /// How long the bridge may take to end its side. Until then what it sends is read and thrown away: closing a socket with
 /// unread input resets the connection, and the end of what was sent with it.
@@ -25,19 +28,20 @@ impl Session {
 
     /// Something came from the client: one that acknowledges is given more time.
     pub(super) fn heard(&mut self, acknowledged: bool) {
-        if let Phase::Finishing { until, late: false } = &mut self.phase
+        if let Phase::Finishing { until, late } = &mut self.phase
             && acknowledged
         {
-            *until = self.now + FLUSH_LIMIT;
+            *until = self.now + if *late { LATE_LIMIT } else { FLUSH_LIMIT };
         }
     }
 
-    /// The client acknowledged nothing for a while: it is told of the end behind what is on its way already.
+    /// The client acknowledged nothing for a while: it is told of the end behind what is on its way already. The connection
+    /// stays until it has that, because a bridge that sees one end close cuts off what it has not passed on.
     pub(super) fn flush_is_late(&mut self) {
         if let (Mode::Framed(stream), Some(Attached { connection, .. })) = (&mut self.mode, &mut self.link) {
             stream.close_now(connection);
         }
-        self.phase = Phase::Finishing { until: self.now + LINGER_LIMIT, late: true };
+        self.phase = Phase::Finishing { until: self.now + LATE_LIMIT, late: true };
     }
 
     /// A session that is ending has got another connection.
@@ -60,6 +64,13 @@ impl Session {
         self.end.get_or_insert(End::ClientClosed);
         self.forget_redials();
         self.phase = Phase::Delivering { until: self.now + DELIVERY_LIMIT };
+    }
+
+    /// The target takes what the client said last: it is given more time.
+    pub(super) fn delivered(&mut self) {
+        if let Phase::Delivering { until } = &mut self.phase {
+            *until = self.now + DELIVERY_LIMIT;
+        }
     }
 
     /// A raw session's bridge connection is gone; there is no other.
@@ -98,8 +109,11 @@ impl Session {
             Phase::Running => false,
             Phase::Finishing { .. } => self.finish(cx),
             Phase::Delivering { .. } => {
+                self.target.hush(cx);
                 if self.backlog.is_empty() {
+                    self.target.finish();
                     self.say_goodbye(End::ClientClosed);
+                    self.phase = Phase::Lingering { until: self.now + DELIVERY_LIMIT };
                 }
                 self.backlog.is_empty()
             }
@@ -109,9 +123,12 @@ impl Session {
 
     /// The client gets everything, then the close frame.
     fn finish(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(Attached { link, connection }) = &mut self.link else { return false };
-        let said = self.mode.is_raw() || connection.close_is_sent();
-        if !said || link.poll_flush_outgoing(cx).is_pending() {
+        let Some(Attached { link, connection, .. }) = &mut self.link else { return false };
+        let said = match &self.mode {
+            Mode::Raw => true,
+            Mode::Framed(stream) => connection.close_is_sent() && stream.all_acknowledged(),
+        };
+        if link.poll_flush_outgoing(cx).is_pending() || !said {
             return false;
         }
         self.target.close();
@@ -120,19 +137,24 @@ impl Session {
         true
     }
 
-    /// Closes our side when the last frame has gone, and reads until the bridge closes its own.
+    /// Over when the bridge has closed its side and the target has taken everything.
     fn linger(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(Attached { link, connection }) = &mut self.link else {
-            self.over = !self.is_connecting();
-            return self.over;
-        };
+        let target_left = self.target.poll_leave(cx).is_ready();
+        let progress = self.linger_on_link(cx);
+        self.over |= target_left && self.link.is_none() && !self.is_connecting();
+        progress || self.over
+    }
+
+    /// Closes our side when the last frame has gone, and reads until the bridge closes its own.
+    fn linger_on_link(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(Attached { link, connection, .. }) = &mut self.link else { return false };
         let said = self.mode.is_raw() || connection.close_is_sent();
         let broken = said && matches!(link.poll_close(cx), Poll::Ready(Err(_)));
         match link.poll_receive(cx, &mut |_| {}) {
-            _ if broken => self.over = true,
+            _ if broken => self.link = None,
             Poll::Pending => return false,
             Poll::Ready(Ok(1..)) => {}
-            Poll::Ready(Ok(0) | Err(_)) => self.over = true,
+            Poll::Ready(Ok(0) | Err(_)) => self.link = None,
         }
         true
     }

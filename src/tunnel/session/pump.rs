@@ -29,7 +29,7 @@ impl Session {
         if matches!(self.phase, Phase::Delivering { .. } | Phase::Lingering { .. }) || !self.has_room_inbound() {
             return false;
         }
-        let Some(Attached { link, connection }) = &mut self.link else { return false };
+        let Some(Attached { link, connection, .. }) = &mut self.link else { return false };
         let (mode, ledger) = (&mut self.mode, &self.ledger);
         let mut outcome = Ok(Received::default());
         let (received, plain) = scratch::with(Kind::Delivery, |plain| {
@@ -58,7 +58,10 @@ impl Session {
             Ok(found) if found.closed => self.client_closed(),
             Ok(found) => match received {
                 Poll::Pending => return false,
-                Poll::Ready(Ok(1..)) => self.heard(found.acknowledged),
+                Poll::Ready(Ok(1..)) => {
+                    self.heard(found.acknowledged);
+                    self.believe_the_old();
+                }
                 Poll::Ready(Ok(0)) => self.lost_link("end of file"),
                 Poll::Ready(Err(error)) => self.lost_link(&error.to_string()),
             },
@@ -104,6 +107,9 @@ impl Session {
             self.backlog.drain(..count.min(self.backlog.len()));
             progress = true;
         }
+        if progress {
+            self.delivered();
+        }
         if progress && self.backlog.is_empty() {
             // An idle session holds no buffer.
             self.backlog = std::collections::VecDeque::new();
@@ -117,11 +123,11 @@ impl Session {
             return false;
         }
         let room = self.room_outbound();
-        let Some(Attached { link, connection }) = &mut self.link else { return false };
+        let Some(Attached { link, connection, deaf: false }) = &mut self.link else { return false };
         match link.poll_flush_outgoing(cx) {
             Poll::Pending => return false,
             Poll::Ready(Err(error)) => {
-                self.lost_writing(cx, &error);
+                self.lost_writing(&error);
                 return true;
             }
             Poll::Ready(Ok(())) => {}
@@ -136,7 +142,8 @@ impl Session {
             if !was_blocked {
                 self.ledger.blocked();
             }
-            return false;
+            // The bridge may be read further from here on, and nothing else would say so.
+            return !was_blocked;
         }
         let read = scratch::with(Kind::Target, |plain| {
             plain.resize(READ, 0);
@@ -156,7 +163,7 @@ impl Session {
             Ok(None) => return false,
             Ok(Some(0)) => self.target_ended(),
             Ok(Some(_)) => {}
-            Err(error) => self.lost_writing(cx, &error),
+            Err(error) => self.lost_writing(&error),
         }
         true
     }
@@ -177,7 +184,7 @@ impl Session {
     pub(super) fn transmit(&mut self, cx: &mut Context<'_>) -> bool {
         self.acknowledge();
         let Mode::Framed(stream) = &mut self.mode else { return false };
-        let Some(Attached { link, connection }) = &mut self.link else { return false };
+        let Some(Attached { link, connection, deaf: false }) = &mut self.link else { return false };
         let mut progress = false;
         let broken = loop {
             match link.poll_flush_outgoing(cx) {
@@ -192,7 +199,7 @@ impl Session {
             }
         };
         if let Some(error) = broken {
-            self.lost_writing(cx, &error);
+            self.lost_writing(&error);
             return true;
         }
         progress
@@ -217,15 +224,13 @@ impl Session {
         }
     }
 
-    /// Writing failed. What the bridge still has to say, e.g. the alert that says why, is read before the reset gets it.
-    fn lost_writing(&mut self, cx: &mut Context<'_>, error: &io::Error) {
-        if let Some(Attached { link, .. }) = &mut self.link
-            && let Poll::Ready(Err(said)) = link.poll_receive(cx, &mut |_| {})
-        {
-            self.lost_link(&said.to_string());
-            return;
+    /// Writing failed. What has come is read before the end is believed: the client's last bytes, its close frame, or the
+    /// alert with which the bridge says why. Reading ends by itself, since the socket is dead.
+    fn lost_writing(&mut self, error: &io::Error) {
+        tracing::debug!(session = %self.ledger.name(), %error, "nothing can be written to the bridge");
+        if let Some(attached) = &mut self.link {
+            attached.deaf = true;
         }
-        self.lost_link(&error.to_string());
     }
 }
 
