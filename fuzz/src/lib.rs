@@ -1,4 +1,4 @@
-//! What several fuzz targets need: cutting inputs into pieces, a desk for relay conversations, and a second opinion on HTTP.
+//! What several fuzz targets need: cut inputs, a desk for relay conversations, and a second opinion on HTTP.
 
 pub mod cuts;
 pub mod desk;

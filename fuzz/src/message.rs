@@ -1,7 +1,7 @@
 //! A second opinion on HTTP/1.1 messages that the agent wrote, to hold against it.
 //!
-//! Written from RFC 9112 and sharing nothing with the agent's own reader, so that both are not wrong in the same way. It
-//! panics where the agent must never have written such a thing.
+//! Written from RFC 9112 and sharing nothing with the agent's own reader, lest both be wrong in the same way. It panics
+//! where the agent must never have written such a thing.
 
 /// One message, as far as it has come.
 #[derive(Debug)]
