@@ -38,7 +38,7 @@ fn contract() -> String {
 
 #[test]
 fn every_file_begins_with_a_sentence_about_itself() {
-    for directory in ["src", "lab/src", "tests"] {
+    for directory in ["src", "lab/src", "tests", "fuzz/src", "fuzz/fuzz_targets"] {
         for (path, text) in sources(directory) {
             assert!(text.starts_with("//! "), "{} has no module doc on line 1", path.display());
         }
