@@ -5,6 +5,7 @@
 
 mod home;
 pub mod screen;
+mod session;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,15 +14,21 @@ use serde_json::Value;
 
 use self::home::HomeSite;
 use self::screen::Row;
+use self::session::{Surroundings, Worker};
 use crate::binaries::{self, Defect};
 use crate::machine::Machine;
 use crate::plane::ControlPlane;
 use crate::release::{Release, ReleaseServer, SigningKey};
+use crate::serve::Network;
 use crate::site::{Ended, Site, architecture};
 
 /// An installed agent with everything around it.
 trait Stage {
     fn plane(&self) -> &ControlPlane;
+    /// The network that agent, platform and releases are in.
+    fn network(&self) -> Network;
+    /// Adds lines to the configuration, before the first start.
+    fn offer(&self, lines: &str) -> Result<(), String>;
     fn releases(&self) -> &ReleaseServer;
     fn key(&self) -> &SigningKey;
     /// Starts the service; returns when it is connected.
@@ -42,6 +49,12 @@ trait Stage {
 impl Stage for Site {
     fn plane(&self) -> &ControlPlane {
         &self.plane
+    }
+    fn network(&self) -> Network {
+        self.machine.network()
+    }
+    fn offer(&self, lines: &str) -> Result<(), String> {
+        Self::offer(self, lines).map_err(|error| error.to_string())
     }
     fn releases(&self) -> &ReleaseServer {
         &self.releases
@@ -131,9 +144,16 @@ impl Story {
     }
 
     fn tell(&mut self, stage: &impl Stage, broken: &Path) -> Result<(), String> {
+        let around = Surroundings::set_up(stage.plane(), &stage.network())?;
+        let port = around.target.address().port();
+        let resource = format!("{{name: {}, type: tcp, hostname: 127.0.0.1, port: {port}}}", session::RESOURCE);
+        stage.offer(&format!("resources: [{resource}]\n"))?;
         self.joins_once(stage)?;
         self.comes_back(stage)?;
+        let worker = self.serves_a_session(stage)?;
         self.updates(stage)?;
+        self.session_over_the_update(&worker)?;
+        drop(worker);
         self.refuses_a_forgery(stage)?;
         self.undoes_a_bad_version(stage, broken)?;
         let joins = stage.plane().joins().len();
@@ -169,6 +189,30 @@ impl Story {
         }
         stage.connected()?;
         self.same_certificate(stage, "comes back after SIGKILL", began.elapsed())
+    }
+
+    fn serves_a_session(&mut self, stage: &impl Stage) -> Result<Worker, String> {
+        screen::step("somebody opens a session to an echo service, through a bridge, and does not stop typing");
+        let began = Instant::now();
+        let worker = Worker::start(stage.plane(), &stage.network())?;
+        let took = began.elapsed();
+        let seen = worker.works_on(50)?;
+        let active = status(stage)["sessions"]["active"].clone();
+        expect(active == 1 && seen.broken == 0, || format!("{active} sessions are open; {seen:?}"))?;
+        self.saw("a session", format!("open, {} round trips, every byte compared", seen.round_trips), Some(took));
+        Ok(worker)
+    }
+
+    /// Says what the update did to the session, as it is.
+    fn session_over_the_update(&mut self, worker: &Worker) -> Result<(), String> {
+        let seen = worker.works_on(50)?;
+        let text = if seen.broken == 0 {
+            format!("lived through it, {} round trips", seen.round_trips)
+        } else {
+            "was ended by the restart (not carried over yet); a new one works".to_owned()
+        };
+        self.saw("the session at the update", text, Some(seen.longest_gap));
+        Ok(())
     }
 
     fn updates(&mut self, stage: &impl Stage) -> Result<(), String> {

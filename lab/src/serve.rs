@@ -31,6 +31,16 @@ pub enum Network {
 }
 
 impl Network {
+    /// Moves the calling thread into this network: sockets that it makes from now on belong there.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered (that needs root).
+    pub fn enter(&self) -> io::Result<()> {
+        let Self::Namespace(path) = self else { return Ok(()) };
+        let namespace = std::fs::File::open(path)?;
+        Ok(nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)?)
+    }
+
     /// Binds a TCP listener on 127.0.0.1 of this network. Port 0 asks for a free one.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //! installed on it as an operator would have it. What the updater is tried on.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -51,6 +52,8 @@ pub struct Site {
     pub key: SigningKey,
     /// The token of the configuration, good for one join.
     pub token: String,
+    /// Lines of the configuration that [`Site::offer`] asked for.
+    offered: Mutex<String>,
     directory: TempDir,
 }
 
@@ -153,7 +156,7 @@ impl Site {
         let releases = ReleaseServer::start(&network, None, directory.path())?;
         let key = SigningKey::generate();
         let token = plane.issue_token(1);
-        let site = Self { machine, plane, releases, key, token, directory };
+        let site = Self { machine, plane, releases, key, token, offered: Mutex::default(), directory };
         site.machine.trust(site.plane.web_ca_pem())?;
         site.machine.copy_in(binary, BINARY, 0o755)?;
         site.machine.write("/usr/lib/sysusers.d/bamf-agent.conf", SYSUSERS, 0o644, "root")?;
@@ -162,6 +165,15 @@ impl Site {
         site.configure("")?;
         site.machine.check(["systemctl", "daemon-reload"])?;
         Ok(site)
+    }
+
+    /// Adds lines to every configuration that is written from now on, and writes one.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn offer(&self, lines: &str) -> Result<(), Error> {
+        lines.clone_into(&mut self.offered.lock().unwrap_or_else(PoisonError::into_inner));
+        self.configure("")
     }
 
     /// Writes the configuration: the site's own, and `extra` lines.
@@ -181,8 +193,9 @@ impl Site {
     }
 
     fn write_config(&self, extra: &str) -> Result<(), Error> {
+        let offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let yaml = format!(
-            "platform_url: {}\nagent_name: edge-1\n{extra}update:\n  source: {}\n  trusted_keys: [{}]\n  health_timeout: 20s\n",
+            "platform_url: {}\nagent_name: edge-1\n{offered}{extra}update:\n  source: {}\n  trusted_keys: [{}]\n  health_timeout: 20s\n  drain_timeout: 2s\n",
             self.plane.url(),
             self.releases.source_url(),
             self.key.public_key(),

@@ -1,6 +1,7 @@
 //! The demo's stage without root: a unit of the caller's own service manager, files in a temporary directory, a control
 //! plane and a release server on loopback. Nothing of it stays when the demo ends.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -42,6 +43,7 @@ pub(super) struct HomeSite {
     key: SigningKey,
     token: String,
     unit_file: PathBuf,
+    offered: RefCell<String>,
     directory: TempDir,
 }
 
@@ -59,7 +61,8 @@ impl HomeSite {
         let token = plane.issue_token(1);
         let units = runtime_dir()?.join("systemd/user");
         std::fs::create_dir_all(&units).map_err(failed)?;
-        let site = Self { plane, releases, key, token, unit_file: units.join(UNIT), directory };
+        let site =
+            Self { plane, releases, key, token, unit_file: units.join(UNIT), offered: RefCell::default(), directory };
         std::fs::copy(binaries::agent_binary(version), site.path("bamf-agent")).map_err(failed)?;
         std::fs::write(site.path("web-ca.pem"), site.plane.web_ca_pem()).map_err(failed)?;
         site.configure(&format!("join_token: {}\n", site.token))?;
@@ -87,10 +90,11 @@ impl HomeSite {
 
     fn configure(&self, extra: &str) -> Result<(), String> {
         let yaml = format!(
-            "platform_url: {}\nagent_name: edge-1\ndata_dir: {}\nlisten: 127.0.0.1:0\n{extra}update:\n  source: {}\n  \
-             trusted_keys: [{}]\n  health_timeout: 20s\n",
+            "platform_url: {}\nagent_name: edge-1\ndata_dir: {}\nlisten: 127.0.0.1:0\n{}{extra}update:\n  source: {}\n  \
+             trusted_keys: [{}]\n  health_timeout: 20s\n  drain_timeout: 2s\n",
             self.plane.url(),
             self.path("data").display(),
+            self.offered.borrow(),
             self.releases.source_url(),
             self.key.public_key(),
         );
@@ -111,6 +115,13 @@ impl HomeSite {
 impl Stage for HomeSite {
     fn plane(&self) -> &ControlPlane {
         &self.plane
+    }
+    fn network(&self) -> Network {
+        Network::Host
+    }
+    fn offer(&self, lines: &str) -> Result<(), String> {
+        self.offered.replace(lines.to_owned());
+        self.configure(&format!("join_token: {}\n", self.token))
     }
     fn releases(&self) -> &ReleaseServer {
         &self.releases
