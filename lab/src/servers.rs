@@ -69,6 +69,17 @@ struct Server {
     directory: TempDir,
 }
 
+impl Server {
+    /// Starts it and waits until it listens.
+    fn launch(command: &mut Command, port: u16, directory: TempDir) -> Result<Self, Error> {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().map_err(|error| Error::failed("start", error))?;
+        let mut server = Self { child, port, directory };
+        wait_for_port(port, &mut server.child)?;
+        Ok(server)
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         drop(self.child.kill());
@@ -102,11 +113,7 @@ impl Postgres {
         for setting in settings {
             command.args(["-c", setting]);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().map_err(|error| Error::failed("postgres", error))?;
-        let mut server = Server { child, port, directory };
-        wait_for_port(port, &mut server.child)?;
-        Ok(Self(server))
+        Server::launch(&mut command, port, directory).map(Self)
     }
 
     /// Where it listens, on 127.0.0.1.
@@ -168,11 +175,7 @@ impl Sshd {
         drop(std::fs::create_dir_all("/run/sshd"));
         let mut command = Command::new(program);
         command.args(["-D", "-f", &path("config")]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().map_err(|error| Error::failed("sshd", error))?;
-        let mut server = Server { child, port, directory };
-        wait_for_port(port, &mut server.child)?;
-        Ok(Self(server))
+        Server::launch(&mut command, port, directory).map(Self)
     }
 
     /// Where it listens, on 127.0.0.1.
