@@ -68,6 +68,10 @@ impl Soak {
                 let _peace = self.peace.read().unwrap();
                 echo(&pipe, &mut pattern, 1);
                 pipe.close();
+                // A cut that overtakes the close frame leaves a session that waits for its client, as it should.
+                let id = pipe.tunnel.session().unwrap().session_id.clone();
+                let passed_on = || self.scene.bridge.splices().iter().all(|splice| splice.session != id);
+                assert!(bamf_lab::agent::until(LIMIT, passed_on), "the close frame does not arrive");
             }
             sessions += 1;
             reconnects += pipe.tunnel.counts().reconnects;
