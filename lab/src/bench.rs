@@ -4,7 +4,7 @@
 
 mod far;
 pub mod plain;
-mod process;
+pub mod process;
 mod sessions;
 
 use std::path::Path;

@@ -115,6 +115,7 @@ impl Target {
     /// | `/reset/N` | a longer body, of which N bytes come before a reset |
     /// | `/sse/N`, `/sse-endless`, `/sse-silent` | N events and the end; events for ever; one event and silence |
     /// | `/ws`, `/ws-greeting` | a WebSocket that echoes; its first message comes with the head of the answer |
+    /// | `/app` | a page whose script uses a WebSocket, an event stream and a long body |
     /// | `/ws-refused` | 403 with a body, whatever the request wants |
     /// | `/continue`, `/early-hints` | 100 or 103 first |
     /// | `/hasty` | an answer before the body is read, which then is |

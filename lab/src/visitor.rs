@@ -8,6 +8,7 @@
 //! ```
 
 mod bench;
+mod front_door;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite;
 
 pub use bench::Measured;
+pub use front_door::FrontDoor;
 pub use request::{Kind, Resource, User};
 
 /// The longest answer to a replayed 502, as the proxy words it.
