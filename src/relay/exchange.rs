@@ -42,7 +42,7 @@ pub struct Limits {
     pub response_head: Duration,
     /// Without a byte of a body in either direction. The proxy itself gives up after 300 s.
     pub body: Duration,
-    /// The rest of a request's body after its answer.
+    /// Without a byte of the rest of a request's body after its answer.
     pub discard: Duration,
     /// The end of a connection.
     pub close: Duration,
@@ -55,7 +55,7 @@ impl Default for Limits {
             request_head: Duration::from_secs(30),
             response_head: Duration::from_secs(30),
             body: Duration::from_secs(300),
-            discard: Duration::from_secs(2),
+            discard: Duration::from_secs(10),
             close: Duration::from_secs(2),
         }
     }
@@ -254,7 +254,7 @@ impl<'a, B: AsyncRead + AsyncWrite + Unpin> Driver<'a, B> {
                 return Poll::Ready(());
             }
             if moved {
-                if self.wait == Wait::Body {
+                if matches!(self.wait, Wait::Body | Wait::Discard) {
                     self.progress = Instant::now();
                 }
             } else if self.poll_limit(cx).is_pending() {

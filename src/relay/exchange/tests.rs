@@ -300,11 +300,29 @@ async fn a_connection_is_frozen_in_the_middle_of_both_bodies_and_goes_on_as_data
 async fn the_answer_to_a_body_that_is_too_long_to_read_away_still_arrives() {
     let desk = Desk::new().await;
     let (mut bridge, served) = desk.relay(4096);
-    let text = "POST / HTTP/1.1\r\nContent-Length: 50000000\r\n\r\n";
+    let text = "POST / HTTP/1.1\r\nContent-Length: 5000000000\r\n\r\n";
     bridge.write_all(text.as_bytes()).await.unwrap();
     bridge.write_all(&[0; 2000]).await.unwrap();
     assert!(until(&mut bridge, "header").await.contains("Connection: close"));
     assert_eq!(rest(&mut bridge).await, "");
+    drop(bridge);
+    assert_eq!(served.await.unwrap().0, End::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_nobody_wants_is_read_away_for_as_long_as_it_comes() {
+    let desk = Desk::new().await;
+    let (mut bridge, served) = desk.relay(4096);
+    for pieces in [5, 2] {
+        bridge.write_all(b"POST / HTTP/1.1\r\nContent-Length: 5000\r\n\r\n").await.unwrap();
+        for _ in 0..pieces {
+            tokio::time::sleep(Duration::from_secs(8)).await;
+            bridge.write_all(&[0; 1000]).await.unwrap();
+        }
+        // Only written whole is it time to read.
+        assert!(until(&mut bridge, "header").await.contains("502"));
+    }
+    assert_eq!(rest(&mut bridge).await, "", "what does not come is not waited for");
     drop(bridge);
     assert_eq!(served.await.unwrap().0, End::Closed);
 }
