@@ -91,6 +91,7 @@ impl Answer {
 #[derive(Clone, Debug)]
 pub struct Visitor {
     bridge: SocketAddr,
+    /// Empty where there is none in between.
     agent: String,
     resource: Resource,
     user: User,
@@ -102,6 +103,12 @@ impl Visitor {
     #[must_use]
     pub fn new(bridge: SocketAddr, agent: &str, resource: Resource) -> Self {
         Self { bridge, agent: agent.to_owned(), resource, user: User::default(), replays: false }
+    }
+
+    /// A user who is next to the target: no bridge, no agent.
+    #[must_use]
+    pub fn straight(target: SocketAddr, resource: Resource) -> Self {
+        Self::new(target, "", resource)
     }
 
     /// The same visit by another user.
@@ -194,7 +201,7 @@ impl Visitor {
     }
 
     fn path(&self, path: &str) -> String {
-        format!("/relay/{}{path}", self.agent)
+        if self.agent.is_empty() { path.to_owned() } else { format!("/relay/{}{path}", self.agent) }
     }
 
     fn request(
