@@ -337,6 +337,12 @@ impl Conversation {
         }
     }
 
+    /// True while another protocol is spoken.
+    #[must_use]
+    pub const fn is_spliced(&self) -> bool {
+        matches!(self.phase, Phase::Spliced)
+    }
+
     /// True if the target's connection is in use; the driver need not carry another.
     #[must_use]
     pub const fn uses_target(&self) -> bool {

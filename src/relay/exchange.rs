@@ -19,6 +19,7 @@ use super::conversation::{Conversation, Need, Release, Wait};
 use super::counters::Counters;
 use super::route::Target;
 use super::rules::RuleBook;
+use super::streams::Kind;
 use super::targets::{Stream, Targets};
 
 /// What one read takes at most: four TLS records.
@@ -93,8 +94,8 @@ pub struct Service {
 pub trait Observer: Send + Sync {
     /// A request was begun.
     fn requested(&self);
-    /// The connection left the bridge's pool for good: it streams or is spliced.
-    fn detached(&self);
+    /// The connection left the bridge's pool for good.
+    fn detached(&self, kind: Kind);
 }
 
 /// Asks connections to stop.
@@ -104,6 +105,8 @@ pub struct Signals {
     pub freeze: CancellationToken,
     /// Stop after the present request.
     pub end: CancellationToken,
+    /// Break off what is under way.
+    pub cut: CancellationToken,
 }
 
 /// One relay connection: plain data, and the sockets beside it.
@@ -140,6 +143,8 @@ where
     let mut frozen = pin!(signals.freeze.cancelled());
     let mut ending = pin!(signals.end.cancelled());
     let mut is_ending = false;
+    let mut cut = pin!(signals.cut.cancelled());
+    let mut is_cut = false;
     let mut driver = Driver::new(connection, service, observer);
     loop {
         match driver.connection.conversation.need() {
@@ -171,6 +176,11 @@ where
                 () = &mut ending, if !is_ending => {
                     is_ending = true;
                     driver.connection.conversation.finish_soon();
+                }
+                () = &mut cut, if !is_cut => {
+                    is_cut = true;
+                    driver.connection.conversation.abandon();
+                    driver.settle();
                 }
                 () = poll_fn(|cx| driver.poll_transfer(cx)) => {}
             },
@@ -352,7 +362,7 @@ impl<'a, B: AsyncRead + AsyncWrite + Unpin> Driver<'a, B> {
         }
         if conversation.is_detached() && !self.detached {
             self.detached = true;
-            self.observer.detached();
+            self.observer.detached(if conversation.is_spliced() { Kind::Upgrade } else { Kind::Events });
         }
     }
 

@@ -79,6 +79,22 @@ fn a_stream_that_everyone_left_frees_the_target_as_soon_as_the_bridge_lets_go() 
 }
 
 #[test]
+fn streams_that_browsers_leave_behind_never_use_the_pool_up() {
+    let scene = Scene::open();
+    // More than the agent lets stand at once, and a pool besides. The bridge reads all of them on for ever.
+    for _ in 0..300 {
+        has_room(&scene);
+        let mut events = block_on(scene.visitor().stream("/sse-silent")).unwrap();
+        block_on(events.next(AT_ONCE)).unwrap().unwrap();
+    }
+    scene.full();
+    scene.still_serves();
+    let streams = || scene.home.status()["relays"][0]["streams"].as_u64().unwrap();
+    assert!(until(LIMIT, || streams() == 256), "{}", scene.home.status());
+    assert!(scene.target.wait_for(LIMIT, |seen| seen.ended >= 300 - 256), "the oldest targets are free");
+}
+
+#[test]
 fn a_stream_whose_target_dies_is_cut_and_its_connection_goes() {
     let scene = Scene::open();
     block_on(async {

@@ -23,7 +23,7 @@ impl Observer for Seen {
         self.requests.fetch_add(1, Relaxed);
     }
 
-    fn detached(&self) {
+    fn detached(&self, _: Kind) {
         self.detached.fetch_add(1, Relaxed);
     }
 }
