@@ -124,7 +124,8 @@ fn a_stop_finishes_the_request_under_way_and_says_good_bye_to_the_bridge() {
     println!("the agent ended {:?} after SIGTERM", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(5), "it waits for the request and no longer");
     assert_eq!((plane.drains().len(), plane.offlines().len()), (1, 1));
-    drop((bridge, target, home));
+    assert_eq!(bridge.relays(NAME), POOL - 1, "the bridge was told that this was the connection's last answer");
+    drop((target, home));
 }
 
 #[test]

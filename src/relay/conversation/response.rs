@@ -4,7 +4,7 @@ use super::request::too_many;
 use super::{Answer, Conversation, Exchange, Outcome, Phase, Release, Rules};
 use crate::relay::body::{Decoder, Framing, LAST_CHUNK, encode_chunk};
 use crate::relay::head::{self, Search};
-use crate::relay::headers;
+use crate::relay::headers::{self, After};
 
 /// Why a response is not used.
 const MALFORMED: &str = "the target's answer is not valid HTTP";
@@ -120,7 +120,7 @@ impl Conversation {
     }
 
     fn splice(&mut self, head: &head::Response<'_>) {
-        let bytes = headers::to_bridge(head, 101, Framing::None, true);
+        let bytes = headers::to_bridge(head, 101, Framing::None, After::Upgrades);
         self.bridge_out.tail().extend_from_slice(&bytes);
         let early = std::mem::take(&mut self.bridge_in);
         self.target_out.tail().extend_from_slice(&early);
@@ -139,8 +139,10 @@ impl Conversation {
             persistent: headers::is_persistent(head) && framing != Framing::UntilClose,
             stream,
         };
+        // A stream's connection leaves the bridge's pool anyway (protocol 9.6).
+        let after = if self.closing { After::Ends } else { After::Stays };
         self.closing |= stream;
-        self.bridge_out.tail().extend_from_slice(&headers::to_bridge(head, status, framing, false));
+        self.bridge_out.tail().extend_from_slice(&headers::to_bridge(head, status, framing, after));
     }
 
     fn take_response_body(&mut self, input: &[u8]) {
