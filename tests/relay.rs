@@ -6,6 +6,8 @@
 mod bodies;
 #[path = "relay/cluster.rs"]
 mod cluster;
+#[path = "relay/hostile.rs"]
+mod hostile;
 #[path = "relay/outside.rs"]
 mod outside;
 #[path = "relay/pools.rs"]
