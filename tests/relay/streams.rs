@@ -71,8 +71,8 @@ fn a_stream_that_everyone_left_frees_the_target_as_soon_as_the_bridge_lets_go() 
     // The browser has left. The bridge reads on regardless (protocol 9.6), so the agent cannot know it yet.
     assert_eq!(scene.bridge.detached_relays(NAME), 1);
     assert_eq!(scene.target.seen().ended, 0);
-    scene.bridge.kill();
     let began = Instant::now();
+    scene.bridge.kill();
     assert!(scene.target.wait_for(LIMIT, |seen| seen.ended == 1), "{}", scene.agent.log());
     println!("the target of an abandoned stream was free after {:?}", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(2));
