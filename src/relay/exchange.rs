@@ -278,12 +278,12 @@ impl<'a, B: AsyncRead + AsyncWrite + Unpin> Driver<'a, B> {
         if !conversation.wants_bridge() {
             return false;
         }
-        read(&mut self.connection.bridge, cx, |bytes| match bytes {
-            Some(bytes) => {
+        read(&mut self.connection.bridge, cx, |input| match input {
+            Input::Bytes(bytes) => {
                 self.service.counters.received(bytes.len());
                 conversation.bridge_sent(bytes, &self.service.rules);
             }
-            None => conversation.bridge_ended(),
+            Input::End | Input::Broken => conversation.bridge_ended(),
         })
     }
 
@@ -292,7 +292,7 @@ impl<'a, B: AsyncRead + AsyncWrite + Unpin> Driver<'a, B> {
         let Some((_, stream)) = &mut self.connection.target else {
             if conversation.wants_target() {
                 // Carried here without the target's connection, which cannot be carried if it is in TLS.
-                conversation.target_ended(&self.service.rules);
+                conversation.target_broke(&self.service.rules);
                 return true;
             }
             return false;
@@ -300,9 +300,10 @@ impl<'a, B: AsyncRead + AsyncWrite + Unpin> Driver<'a, B> {
         if !conversation.wants_target() {
             return false;
         }
-        read(stream, cx, |bytes| match bytes {
-            Some(bytes) => conversation.target_sent(bytes, &self.service.rules),
-            None => conversation.target_ended(&self.service.rules),
+        read(stream, cx, |input| match input {
+            Input::Bytes(bytes) => conversation.target_sent(bytes, &self.service.rules),
+            Input::End => conversation.target_ended(&self.service.rules),
+            Input::Broken => conversation.target_broke(&self.service.rules),
         })
     }
 
@@ -409,14 +410,23 @@ impl<B> Drop for Driver<'_, B> {
     }
 }
 
-/// One read; an error is an end. True if there was either.
-fn read<S: AsyncRead + Unpin>(stream: &mut S, cx: &mut Context<'_>, take: impl FnOnce(Option<&[u8]>)) -> bool {
+/// What one read brought.
+enum Input<'a> {
+    Bytes(&'a [u8]),
+    End,
+    /// A reset, or TLS without a good-bye.
+    Broken,
+}
+
+/// One read. True if there was anything.
+fn read<S: AsyncRead + Unpin>(stream: &mut S, cx: &mut Context<'_>, take: impl FnOnce(Input<'_>)) -> bool {
     SCRATCH.with_borrow_mut(|scratch| {
         let mut buffer = ReadBuf::new(scratch);
         match Pin::new(stream).poll_read(cx, &mut buffer) {
             Poll::Pending => return false,
-            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => take(Some(buffer.filled())),
-            Poll::Ready(Ok(()) | Err(_)) => take(None),
+            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => take(Input::Bytes(buffer.filled())),
+            Poll::Ready(Ok(())) => take(Input::End),
+            Poll::Ready(Err(_)) => take(Input::Broken),
         }
         true
     })

@@ -28,8 +28,17 @@ impl Conversation {
         self.resume_bridge(rules);
     }
 
-    /// The target ended its side, or its connection broke.
+    /// The target ended its side.
     pub fn target_ended(&mut self, rules: &dyn Rules) {
+        self.target_gone(true, rules);
+    }
+
+    /// The target's connection broke: a body that lasts until the end of it is not complete (RFC 9112 8).
+    pub fn target_broke(&mut self, rules: &dyn Rules) {
+        self.target_gone(false, rules);
+    }
+
+    fn target_gone(&mut self, in_order: bool, rules: &dyn Rules) {
         match &mut self.phase {
             Phase::Serving(exchange) if exchange.may_repeat() && !exchange.head.is_empty() => {
                 exchange.repeated = true;
@@ -41,7 +50,7 @@ impl Conversation {
             Phase::Serving(exchange) => match &mut exchange.answer {
                 Answer::Head { .. } => self.fail_exchange("the target closed the connection without an answer"),
                 Answer::Body { body, .. } => {
-                    if body.end() {
+                    if in_order && body.end() {
                         self.complete(false);
                     } else {
                         self.fail_exchange("the target's answer is cut off");

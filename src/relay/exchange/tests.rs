@@ -249,6 +249,29 @@ async fn a_body_may_pause_but_not_for_ever() {
 }
 
 #[tokio::test]
+async fn a_body_that_lasts_until_the_end_is_complete_only_if_the_end_is_in_order() {
+    for in_order in [true, false] {
+        let desk = Desk::new().await;
+        let (mut bridge, _served) = desk.relay(4096);
+        bridge.write_all(desk.request("GET /", "").as_bytes()).await.unwrap();
+        let mut target = desk.accept().await;
+        until(&mut target, "\r\n\r\n").await;
+        target.write_all(b"HTTP/1.1 200 OK\r\n\r\nhalf").await.unwrap();
+        until(&mut bridge, "half\r\n").await;
+        if !in_order {
+            target.set_zero_linger().unwrap();
+        }
+        drop(target);
+        if in_order {
+            until(&mut bridge, "0\r\n\r\n").await;
+        } else {
+            assert_eq!(rest(&mut bridge).await, "", "cut off");
+        }
+        assert_eq!(desk.service.counters.read().truncated, u64::from(!in_order));
+    }
+}
+
+#[tokio::test]
 async fn a_web_socket_is_spliced() {
     let desk = Desk::new().await;
     let (mut bridge, served) = desk.relay(4096);
