@@ -22,11 +22,11 @@ pub mod pace;
 pub mod pool;
 pub mod route;
 pub mod rules;
+pub mod streams;
 pub mod targets;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -41,6 +41,7 @@ use self::pace::Ewma;
 use self::pool::{Pool, RelayStatus};
 use self::route::Router;
 use self::rules::{Cluster, RuleBook};
+use self::streams::Streams;
 use self::targets::Targets;
 use crate::clock;
 use crate::config::{NetworkConfig, Resource};
@@ -98,7 +99,7 @@ struct Shared<D: Dial> {
     memory_changed: Notify,
     rtts: Mutex<BTreeMap<String, Ewma>>,
     pools: Mutex<Vec<Arc<Pool>>>,
-    streams: Arc<AtomicUsize>,
+    streams: Arc<Streams>,
     harvest: Mutex<Vec<Carried<D::Link>>>,
 }
 

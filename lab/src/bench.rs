@@ -1,10 +1,12 @@
-//! Measures what docs/performance.md claims: size, memory, start, sessions, and how long an update takes.
+//! Measures what docs/performance.md claims: size, memory, start, sessions, web requests, and how long an
+//! update takes.
 //!
 //! Medians of several runs; what is compared runs in turn, in the same run.
 
 mod far;
 pub mod plain;
-mod process;
+pub mod process;
+mod relay;
 mod sessions;
 
 use std::path::Path;
@@ -31,6 +33,8 @@ pub enum Part {
     Base,
     /// Sessions beside a plain copy.
     Sessions,
+    /// Web requests.
+    Relay,
     /// Updates; needs root.
     Updates,
 }
@@ -49,6 +53,9 @@ pub fn run(parts: &[Part], agent: Option<&Path>) -> Result<(), String> {
     }
     if wanted(Part::Sessions) {
         sessions::run(&binary)?;
+    }
+    if wanted(Part::Relay) {
+        relay::run(&binary)?;
     }
     if !wanted(Part::Updates) {
         return Ok(());

@@ -18,7 +18,7 @@ struct Arguments {
 enum Command {
     /// Show the main job: join, reconnect, update, refuse, roll back
     Demo,
-    /// Measure size, memory, start, sessions and updates
+    /// Measure size, memory, start, sessions, web requests and updates
     Bench {
         /// Only these parts
         #[arg(value_enum)]

@@ -46,7 +46,7 @@ pub struct Seen {
     pub abandoned: usize,
     /// What was wrong with the bytes that came, and other complaints.
     pub complaints: Vec<String>,
-    /// Requests, oldest first.
+    /// Requests, oldest first; the newest tens of thousands.
     pub requests: Vec<Request>,
     /// How often [`Target::resume`] was called.
     resumed: usize,
@@ -59,6 +59,18 @@ struct Shared {
     changed: Condvar,
     /// Clones of the open sockets, to end their threads with.
     open: Mutex<HashMap<usize, TcpStream>>,
+}
+
+/// Requests that are kept; half of them goes when there are more.
+const MOST_REQUESTS: usize = 32_768;
+
+impl Seen {
+    fn requested(&mut self, request: Request) {
+        if self.requests.len() == MOST_REQUESTS {
+            self.requests.drain(..MOST_REQUESTS / 2);
+        }
+        self.requests.push(request);
+    }
 }
 
 impl Shared {
@@ -115,6 +127,7 @@ impl Target {
     /// | `/reset/N` | a longer body, of which N bytes come before a reset |
     /// | `/sse/N`, `/sse-endless`, `/sse-silent` | N events and the end; events for ever; one event and silence |
     /// | `/ws`, `/ws-greeting` | a WebSocket that echoes; its first message comes with the head of the answer |
+    /// | `/app` | a page whose script uses a WebSocket, an event stream and a long body |
     /// | `/ws-refused` | 403 with a body, whatever the request wants |
     /// | `/continue`, `/early-hints` | 100 or 103 first |
     /// | `/hasty` | an answer before the body is read, which then is |

@@ -8,6 +8,7 @@
 //! ```
 
 mod bench;
+mod front_door;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite;
 
 pub use bench::Measured;
+pub use front_door::FrontDoor;
 pub use request::{Kind, Resource, User};
 
 /// The longest answer to a replayed 502, as the proxy words it.
@@ -89,6 +91,7 @@ impl Answer {
 #[derive(Clone, Debug)]
 pub struct Visitor {
     bridge: SocketAddr,
+    /// Empty where there is none in between.
     agent: String,
     resource: Resource,
     user: User,
@@ -100,6 +103,12 @@ impl Visitor {
     #[must_use]
     pub fn new(bridge: SocketAddr, agent: &str, resource: Resource) -> Self {
         Self { bridge, agent: agent.to_owned(), resource, user: User::default(), replays: false }
+    }
+
+    /// A user who is next to the target: no bridge, no agent.
+    #[must_use]
+    pub fn straight(target: SocketAddr, resource: Resource) -> Self {
+        Self::new(target, "", resource)
     }
 
     /// The same visit by another user.
@@ -192,7 +201,7 @@ impl Visitor {
     }
 
     fn path(&self, path: &str) -> String {
-        format!("/relay/{}{path}", self.agent)
+        if self.agent.is_empty() { path.to_owned() } else { format!("/relay/{}{path}", self.agent) }
     }
 
     fn request(

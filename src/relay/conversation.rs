@@ -30,8 +30,10 @@ use super::route::Target;
 
 /// More than this waiting to be written stops the reading at the other side.
 pub const HIGH_WATER: usize = 64 * 1024;
-/// What is left of a request's body when its answer is complete is read up to here, then the connection is closed.
-const MAX_DISCARD: u64 = 1024 * 1024;
+/// What is left of a request's body when its answer is complete is read up to here, then the connection is closed. Much:
+/// a bridge reads no word of the answer before its request is written, so a connection that ends in between costs the
+/// answer, a 413 to a long upload for one, and the proxy repeats the upload. It has the body in memory; it comes fast.
+const MAX_DISCARD: u64 = 256 * 1024 * 1024;
 /// Interim responses before the final one; they are swallowed.
 const MAX_INTERIM: u8 = 32;
 
@@ -111,7 +113,7 @@ pub enum Wait {
     ResponseHead,
     /// Progress of a body, in either direction.
     Body,
-    /// The rest of a body that nobody wants.
+    /// Progress of the rest of a body that nobody wants.
     Discard,
     /// The last bytes to be taken.
     Close,
@@ -333,6 +335,12 @@ impl Conversation {
             Phase::Serving(exchange) => matches!(exchange.answer, Answer::Body { stream: true, .. }),
             Phase::Waiting | Phase::Dialling(_) | Phase::Discarding { .. } | Phase::Closing | Phase::Closed => false,
         }
+    }
+
+    /// True while another protocol is spoken.
+    #[must_use]
+    pub const fn is_spliced(&self) -> bool {
+        matches!(self.phase, Phase::Spliced)
     }
 
     /// True if the target's connection is in use; the driver need not carry another.

@@ -19,6 +19,7 @@ use super::conversation::{Conversation, Need, Release, Wait};
 use super::counters::Counters;
 use super::route::Target;
 use super::rules::RuleBook;
+use super::streams::Kind;
 use super::targets::{Stream, Targets};
 
 /// What one read takes at most: four TLS records.
@@ -42,7 +43,7 @@ pub struct Limits {
     pub response_head: Duration,
     /// Without a byte of a body in either direction. The proxy itself gives up after 300 s.
     pub body: Duration,
-    /// The rest of a request's body after its answer.
+    /// Without a byte of the rest of a request's body after its answer.
     pub discard: Duration,
     /// The end of a connection.
     pub close: Duration,
@@ -55,7 +56,7 @@ impl Default for Limits {
             request_head: Duration::from_secs(30),
             response_head: Duration::from_secs(30),
             body: Duration::from_secs(300),
-            discard: Duration::from_secs(2),
+            discard: Duration::from_secs(10),
             close: Duration::from_secs(2),
         }
     }
@@ -93,8 +94,8 @@ pub struct Service {
 pub trait Observer: Send + Sync {
     /// A request was begun.
     fn requested(&self);
-    /// The connection left the bridge's pool for good: it streams or is spliced.
-    fn detached(&self);
+    /// The connection left the bridge's pool for good.
+    fn detached(&self, kind: Kind);
 }
 
 /// Asks connections to stop.
@@ -104,6 +105,8 @@ pub struct Signals {
     pub freeze: CancellationToken,
     /// Stop after the present request.
     pub end: CancellationToken,
+    /// Break off what is under way.
+    pub cut: CancellationToken,
 }
 
 /// One relay connection: plain data, and the sockets beside it.
@@ -140,6 +143,8 @@ where
     let mut frozen = pin!(signals.freeze.cancelled());
     let mut ending = pin!(signals.end.cancelled());
     let mut is_ending = false;
+    let mut cut = pin!(signals.cut.cancelled());
+    let mut is_cut = false;
     let mut driver = Driver::new(connection, service, observer);
     loop {
         match driver.connection.conversation.need() {
@@ -171,6 +176,11 @@ where
                 () = &mut ending, if !is_ending => {
                     is_ending = true;
                     driver.connection.conversation.finish_soon();
+                }
+                () = &mut cut, if !is_cut => {
+                    is_cut = true;
+                    driver.connection.conversation.abandon();
+                    driver.settle();
                 }
                 () = poll_fn(|cx| driver.poll_transfer(cx)) => {}
             },
@@ -254,7 +264,7 @@ impl<'a, B: AsyncRead + AsyncWrite + Unpin> Driver<'a, B> {
                 return Poll::Ready(());
             }
             if moved {
-                if self.wait == Wait::Body {
+                if matches!(self.wait, Wait::Body | Wait::Discard) {
                     self.progress = Instant::now();
                 }
             } else if self.poll_limit(cx).is_pending() {
@@ -268,12 +278,12 @@ impl<'a, B: AsyncRead + AsyncWrite + Unpin> Driver<'a, B> {
         if !conversation.wants_bridge() {
             return false;
         }
-        read(&mut self.connection.bridge, cx, |bytes| match bytes {
-            Some(bytes) => {
+        read(&mut self.connection.bridge, cx, |input| match input {
+            Input::Bytes(bytes) => {
                 self.service.counters.received(bytes.len());
                 conversation.bridge_sent(bytes, &self.service.rules);
             }
-            None => conversation.bridge_ended(),
+            Input::End | Input::Broken => conversation.bridge_ended(),
         })
     }
 
@@ -282,7 +292,7 @@ impl<'a, B: AsyncRead + AsyncWrite + Unpin> Driver<'a, B> {
         let Some((_, stream)) = &mut self.connection.target else {
             if conversation.wants_target() {
                 // Carried here without the target's connection, which cannot be carried if it is in TLS.
-                conversation.target_ended(&self.service.rules);
+                conversation.target_broke(&self.service.rules);
                 return true;
             }
             return false;
@@ -290,9 +300,10 @@ impl<'a, B: AsyncRead + AsyncWrite + Unpin> Driver<'a, B> {
         if !conversation.wants_target() {
             return false;
         }
-        read(stream, cx, |bytes| match bytes {
-            Some(bytes) => conversation.target_sent(bytes, &self.service.rules),
-            None => conversation.target_ended(&self.service.rules),
+        read(stream, cx, |input| match input {
+            Input::Bytes(bytes) => conversation.target_sent(bytes, &self.service.rules),
+            Input::End => conversation.target_ended(&self.service.rules),
+            Input::Broken => conversation.target_broke(&self.service.rules),
         })
     }
 
@@ -352,7 +363,7 @@ impl<'a, B: AsyncRead + AsyncWrite + Unpin> Driver<'a, B> {
         }
         if conversation.is_detached() && !self.detached {
             self.detached = true;
-            self.observer.detached();
+            self.observer.detached(if conversation.is_spliced() { Kind::Upgrade } else { Kind::Events });
         }
     }
 
@@ -399,14 +410,23 @@ impl<B> Drop for Driver<'_, B> {
     }
 }
 
-/// One read; an error is an end. True if there was either.
-fn read<S: AsyncRead + Unpin>(stream: &mut S, cx: &mut Context<'_>, take: impl FnOnce(Option<&[u8]>)) -> bool {
+/// What one read brought.
+enum Input<'a> {
+    Bytes(&'a [u8]),
+    End,
+    /// A reset, or TLS without a good-bye.
+    Broken,
+}
+
+/// One read. True if there was anything.
+fn read<S: AsyncRead + Unpin>(stream: &mut S, cx: &mut Context<'_>, take: impl FnOnce(Input<'_>)) -> bool {
     SCRATCH.with_borrow_mut(|scratch| {
         let mut buffer = ReadBuf::new(scratch);
         match Pin::new(stream).poll_read(cx, &mut buffer) {
             Poll::Pending => return false,
-            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => take(Some(buffer.filled())),
-            Poll::Ready(Ok(()) | Err(_)) => take(None),
+            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => take(Input::Bytes(buffer.filled())),
+            Poll::Ready(Ok(())) => take(Input::End),
+            Poll::Ready(Err(_)) => take(Input::Broken),
         }
         true
     })

@@ -166,9 +166,20 @@ fn is_disguised(field: &Field<'_>) -> bool {
         && ["x-forwarded-", "x-bamf-", "impersonate-"].iter().any(|start| proper().starts_with(start))
 }
 
+/// What becomes of the bridge's connection after a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// It takes the next request.
+    Stays,
+    /// It ends; the bridge should not keep it for another request, which would fail.
+    Ends,
+    /// It speaks another protocol.
+    Upgrades,
+}
+
 /// The head that the bridge gets. A length that the target gave stays where it was; `status` may differ from the head's.
 #[must_use]
-pub fn to_bridge(head: &Response<'_>, status: u16, framing: Framing, upgrade: bool) -> Vec<u8> {
+pub fn to_bridge(head: &Response<'_>, status: u16, framing: Framing, after: After) -> Vec<u8> {
     let named = named_by_connection(&head.fields);
     let mut out = Vec::with_capacity(512);
     let reason = if status == head.status { head.reason } else { reason(status) };
@@ -183,12 +194,14 @@ pub fn to_bridge(head: &Response<'_>, status: u16, framing: Framing, upgrade: bo
                 line(&mut out, field.name, field.value);
             }
             length_written = true;
-        } else if (field.is("upgrade") && upgrade) || !is_hop_by_hop(field, &named) {
+        } else if (field.is("upgrade") && after == After::Upgrades) || !is_hop_by_hop(field, &named) {
             line(&mut out, field.name, field.value);
         }
     }
-    if upgrade {
-        line(&mut out, "Connection", b"Upgrade");
+    match after {
+        After::Stays => {}
+        After::Ends => line(&mut out, "Connection", b"close"),
+        After::Upgrades => line(&mut out, "Connection", b"Upgrade"),
     }
     if matches!(framing, Framing::Chunked | Framing::UntilClose) {
         // Never delimited by the end of the connection towards the bridge (protocol 9.3, step 6).

@@ -10,26 +10,26 @@
 //! was superseded (the platform named another bridge for its edge) gives up: when a dial fails, or when nobody has used
 //! it for a while.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::conversation::Conversation;
 use super::dial::{BridgeAddress, Dial, greeting};
 use super::exchange::{Connection, End, Observer, Signals, serve};
 use super::pace::Retry;
+use super::streams::{Kind, Place, Streams};
 use crate::http;
 
 /// As many as the platform expects (protocol 9.1): applications call back through their own agent, streams take long.
 pub const SIZE: usize = 32;
-/// Event streams and upgrades in all pools, which are replaced in their pool while they last. Beyond this they count.
-pub const MAX_STREAMS: usize = 256;
 /// Between two dials that fill a pool: a handshake costs both ends a millisecond, and requests come first.
 const PAUSE: Duration = Duration::from_millis(10);
 /// A connection that ends sooner, without a request, was not wanted: TLS 1.3 tells of a refused certificate only later.
@@ -86,7 +86,7 @@ pub(super) struct Pool {
     state: Mutex<State>,
     changed: Notify,
     kicked: Notify,
-    all_streams: Arc<AtomicUsize>,
+    all_streams: Arc<Streams>,
     signals: Signals,
 }
 
@@ -106,7 +106,7 @@ impl Pool {
         edge: &str,
         bridge: BridgeAddress,
         ca_pem: Option<String>,
-        all_streams: Arc<AtomicUsize>,
+        all_streams: Arc<Streams>,
         signals: &Signals,
     ) -> Arc<Self> {
         let state = State {
@@ -129,7 +129,7 @@ impl Pool {
             changed: Notify::new(),
             kicked: Notify::new(),
             all_streams,
-            signals: Signals { freeze: signals.freeze.clone(), end: signals.end.child_token() },
+            signals: Signals { end: signals.end.child_token(), ..signals.clone() },
         })
     }
 
@@ -240,7 +240,10 @@ impl Pool {
 struct Slot {
     pool: Arc<Pool>,
     open: AtomicBool,
-    detached: AtomicBool,
+    /// Among all streams, once it is one.
+    stream: OnceLock<Place>,
+    /// Ends it where it is.
+    cut: CancellationToken,
     requested: AtomicBool,
     opened: Instant,
 }
@@ -252,7 +255,8 @@ impl Slot {
         Self {
             pool: Arc::clone(pool),
             open: AtomicBool::new(false),
-            detached: AtomicBool::new(false),
+            stream: OnceLock::new(),
+            cut: CancellationToken::new(),
             requested: AtomicBool::new(false),
             opened: Instant::now(),
         }
@@ -276,14 +280,12 @@ impl Observer for Slot {
         state.last_request = Instant::now();
     }
 
-    fn detached(&self) {
-        let all = &self.pool.all_streams;
-        if all.fetch_add(1, Relaxed) >= MAX_STREAMS {
-            // It keeps its place, so that streams cannot multiply without end.
-            all.fetch_sub(1, Relaxed);
+    fn detached(&self, kind: Kind) {
+        // Without a place there it keeps the one in its pool, so that streams cannot multiply without end.
+        let Some(place) = self.pool.all_streams.enter(kind, &self.cut) else { return };
+        if self.stream.set(place).is_err() {
             return;
         }
-        self.detached.store(true, Relaxed);
         let mut state = self.pool.state();
         state.counted -= 1;
         state.open -= 1;
@@ -296,8 +298,8 @@ impl Observer for Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut state = self.pool.state();
-        if self.detached.load(Relaxed) {
-            self.pool.all_streams.fetch_sub(1, Relaxed);
+        if let Some(place) = self.stream.get() {
+            self.pool.all_streams.leave(place);
             state.streams -= 1;
         } else {
             state.counted -= 1;
@@ -390,6 +392,7 @@ pub(super) fn adopt<D: Dial>(pool: &Arc<Pool>, connection: Connection<D::Link>, 
 fn start<D: Dial>(slot: Slot, mut connection: Connection<D::Link>, shared: &Arc<Shared<D>>) {
     let slot = slot.opened();
     let serving = Arc::clone(shared);
+    let signals = Signals { cut: slot.cut.clone(), ..slot.pool.signals.clone() };
     shared.tasks.spawn("relay connection", async move {
         let proving = async {
             tokio::time::sleep(PROVEN).await;
@@ -398,7 +401,7 @@ fn start<D: Dial>(slot: Slot, mut connection: Connection<D::Link>, shared: &Arc<
         };
         let end = tokio::select! {
             biased;
-            end = serve(&mut connection, &serving.service, &slot.pool.signals, &slot) => end,
+            end = serve(&mut connection, &serving.service, &signals, &slot) => end,
             () = proving => End::Closed,
         };
         if end == End::Frozen {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use rustix::net::sockopt;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -29,6 +30,9 @@ const DIAL_LIMIT: Duration = Duration::from_secs(10);
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 /// A request that cannot be repeated takes only a connection that was used this recently: no server closes one so soon.
 const RECENT: Duration = Duration::from_secs(2);
+/// Idle time after which a connection is probed, time between probes, and how many may stay unanswered. Streams have no
+/// limit of time, so that nothing else would tell of a device that lost its power.
+const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
 /// As many as there are relay connections in a pool, which is what can be in use at once.
 const MAX_IDLE_PER_TARGET: usize = 32;
 /// Idle connections in all.
@@ -207,8 +211,8 @@ impl Targets {
             }
             Err(_) => return Err(Refusal::new(504, "the target cannot be reached: no answer within 10 s")),
         };
-        // Heads and bodies go out as soon as they are there; waiting for more would only add delay.
-        stream.set_nodelay(true).ok();
+        // Whatever cannot be set is no reason to refuse a request.
+        tune(&stream).ok();
         let Some(config) = tls else { return Ok(Stream::Plain(stream)) };
         let name = ServerName::try_from(target.host.clone()).map_err(|error| unusable(&error))?;
         match timeout(DIAL_LIMIT, TlsConnector::from(config).connect(name, stream)).await {
@@ -234,6 +238,16 @@ impl Targets {
     fn shelf(&self) -> MutexGuard<'_, Shelf> {
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Heads and bodies go out as soon as they are there, and a target that vanished is found.
+fn tune(socket: &TcpStream) -> io::Result<()> {
+    let (idle, interval, count) = KEEP_ALIVE;
+    socket.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, idle)?;
+    sockopt::set_tcp_keepintvl(socket, interval)?;
+    Ok(sockopt::set_tcp_keepcnt(socket, count)?)
 }
 
 fn unusable(error: &(dyn std::error::Error + 'static)) -> Refusal {

@@ -7,7 +7,7 @@ const TICKS: u32 = 100;
 
 /// User and system time so far.
 #[must_use]
-pub(super) fn cpu(pid: u32) -> Duration {
+pub fn cpu(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name may have spaces; what follows it does not.
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
@@ -19,7 +19,7 @@ pub(super) fn cpu(pid: u32) -> Duration {
 ///
 /// # Errors
 /// The process or the line is not there.
-pub(super) fn memory(pid: u32, key: &str) -> Result<u64, String> {
+pub fn memory(pid: u32, key: &str) -> Result<u64, String> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let rollup = std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
     let kib =
@@ -29,6 +29,6 @@ pub(super) fn memory(pid: u32, key: &str) -> Result<u64, String> {
 
 /// Open descriptors.
 #[must_use]
-pub(super) fn descriptors(pid: u32) -> usize {
+pub fn descriptors(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }

@@ -20,7 +20,7 @@ pub(super) fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
         let closes = request.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
         let (site, argument) = route(&request.path);
         if site.starts_with("ws") && site != "ws-refused" {
-            shared.note(|seen| seen.requests.push(request.clone()));
+            shared.note(|seen| seen.requested(request.clone()));
             return sites::websocket(connection, &request, site == "ws-greeting", shared);
         }
         let after = answer(&mut connection, request, (&site, &argument), shared)?;
@@ -51,7 +51,7 @@ fn answer(
 ) -> io::Result<After> {
     let number: u64 = argument.split('/').next().and_then(|number| number.parse().ok()).unwrap_or_default();
     if matches!(site, "hasty" | "rude") {
-        shared.note(|seen| seen.requests.push(request.clone()));
+        shared.note(|seen| seen.requested(request.clone()));
         connection.send(sites::text(200, "too soon"))?;
         if site == "rude" {
             return Ok(After::End);
@@ -63,7 +63,7 @@ fn answer(
         connection.send("HTTP/1.1 100 Continue\r\n\r\n")?;
     }
     connection.body(&mut request)?;
-    shared.note(|seen| seen.requests.push(request.clone()));
+    shared.note(|seen| seen.requested(request.clone()));
     match site {
         "big" | "chunked" | "close-delimited" | "http10" => sites::bulk(connection, &request, site, number, shared),
         "reset" => sites::reset(connection, number, shared),

@@ -15,6 +15,8 @@ use crate::pattern::Pattern;
 
 /// How far apart the events of an endless stream are.
 const EVENT_PAUSE: Duration = Duration::from_millis(20);
+/// A page whose script uses everything that browsers have.
+const APP: &str = include_str!("app.html");
 const CHUNK: usize = 10_000;
 
 /// An answer with a text and its length.
@@ -43,6 +45,7 @@ pub(super) fn plain(
             connection.send("HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n")?;
             text(200, "after hints")
         }
+        "app" => format!("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {}\r\n\r\n{APP}", APP.len()),
         "ws-refused" => text(403, "no upgrade for you"),
         _ if request.method == "HEAD" => {
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 4711\r\n\r\n".to_owned()

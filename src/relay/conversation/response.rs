@@ -4,7 +4,7 @@ use super::request::too_many;
 use super::{Answer, Conversation, Exchange, Outcome, Phase, Release, Rules};
 use crate::relay::body::{Decoder, Framing, LAST_CHUNK, encode_chunk};
 use crate::relay::head::{self, Search};
-use crate::relay::headers;
+use crate::relay::headers::{self, After};
 
 /// Why a response is not used.
 const MALFORMED: &str = "the target's answer is not valid HTTP";
@@ -28,8 +28,17 @@ impl Conversation {
         self.resume_bridge(rules);
     }
 
-    /// The target ended its side, or its connection broke.
+    /// The target ended its side.
     pub fn target_ended(&mut self, rules: &dyn Rules) {
+        self.target_gone(true, rules);
+    }
+
+    /// The target's connection broke: a body that lasts until the end of it is not complete (RFC 9112 8).
+    pub fn target_broke(&mut self, rules: &dyn Rules) {
+        self.target_gone(false, rules);
+    }
+
+    fn target_gone(&mut self, in_order: bool, rules: &dyn Rules) {
         match &mut self.phase {
             Phase::Serving(exchange) if exchange.may_repeat() && !exchange.head.is_empty() => {
                 exchange.repeated = true;
@@ -41,7 +50,7 @@ impl Conversation {
             Phase::Serving(exchange) => match &mut exchange.answer {
                 Answer::Head { .. } => self.fail_exchange("the target closed the connection without an answer"),
                 Answer::Body { body, .. } => {
-                    if body.end() {
+                    if in_order && body.end() {
                         self.complete(false);
                     } else {
                         self.fail_exchange("the target's answer is cut off");
@@ -120,7 +129,7 @@ impl Conversation {
     }
 
     fn splice(&mut self, head: &head::Response<'_>) {
-        let bytes = headers::to_bridge(head, 101, Framing::None, true);
+        let bytes = headers::to_bridge(head, 101, Framing::None, After::Upgrades);
         self.bridge_out.tail().extend_from_slice(&bytes);
         let early = std::mem::take(&mut self.bridge_in);
         self.target_out.tail().extend_from_slice(&early);
@@ -139,8 +148,10 @@ impl Conversation {
             persistent: headers::is_persistent(head) && framing != Framing::UntilClose,
             stream,
         };
+        // A stream's connection leaves the bridge's pool anyway (protocol 9.6).
+        let after = if self.closing { After::Ends } else { After::Stays };
         self.closing |= stream;
-        self.bridge_out.tail().extend_from_slice(&headers::to_bridge(head, status, framing, false));
+        self.bridge_out.tail().extend_from_slice(&headers::to_bridge(head, status, framing, after));
     }
 
     fn take_response_body(&mut self, input: &[u8]) {

@@ -194,7 +194,7 @@ fn the_service_accounts_token_is_read_for_every_request() {
 fn answered(text: &str, to_head: bool) -> String {
     let head = head::response(text.as_bytes()).unwrap();
     let framing = head::response_framing(&head, to_head).unwrap();
-    String::from_utf8(to_bridge(&head, head.status, framing, false)).unwrap()
+    String::from_utf8(to_bridge(&head, head.status, framing, After::Stays)).unwrap()
 }
 
 #[test]

@@ -268,6 +268,8 @@ async fn streams_are_replaced_in_their_pool() {
     let request = format!("GET / HTTP/1.1\r\nX-Bamf-Target: http://127.0.0.1:{port}\r\n\r\n");
     links[0].write_all(request.as_bytes()).await.unwrap();
     let (mut target, _) = listener.accept().await.unwrap();
+    // What is left unread would make a reset of the end.
+    assert!(target.read(&mut [0; 4096]).await.unwrap() > 0);
     target.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n").await.unwrap();
     let _replacement = desk.link().await;
     let status = desk.only();

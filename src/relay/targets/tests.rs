@@ -153,3 +153,14 @@ async fn what_came_unasked_or_is_too_old_is_not_used_again() {
     targets.sweep();
     assert_eq!(targets.idle(), 0);
 }
+
+#[tokio::test]
+async fn a_target_that_vanishes_is_found_by_probes() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let targets = Targets::new(NetworkConfig::default(), Arc::new(Cluster::new("/nonexistent")));
+    let target = Target { scheme: Scheme::Http, host: "127.0.0.1".into(), port };
+    let (stream, _) = targets.connect(&target, Reuse::Any).await.unwrap();
+    assert!(sockopt::socket_keepalive(stream.socket()).unwrap());
+    assert!(stream.socket().nodelay().unwrap());
+}
