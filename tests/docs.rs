@@ -93,3 +93,16 @@ fn the_map_of_the_code_shows_every_room() {
         }
     }
 }
+
+#[test]
+fn the_contract_lists_every_metric_and_no_other() {
+    let names = |text: &str, before: char| -> BTreeSet<String> {
+        let starts = text.match_indices("bamf_agent_").filter(|(at, _)| text[..*at].ends_with(before));
+        let end = |rest: &str| rest.find(|c: char| !c.is_ascii_lowercase() && c != '_').unwrap_or(rest.len());
+        starts.map(|(at, _)| text[at..at + end(&text[at..])].to_owned()).collect()
+    };
+    let read = |path: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path);
+    let source = read("src/telemetry/metrics.rs");
+    let shipped = source.split("#[cfg(test)]").next().unwrap();
+    assert_eq!(names(&read("docs/contract.md"), '`'), names(shipped, '"'));
+}
