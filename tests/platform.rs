@@ -199,7 +199,7 @@ fn an_agent_whose_platform_hangs_answers_locally_and_ends_within_the_units_limit
     assert!(plane.wait_for(LIMIT, |seen| seen.requests.total() > 1));
     assert_eq!((agent.get("/health").0, agent.get("/ready").0), (200, 503));
     assert_eq!(home.status()["api"]["connected"], false);
-    // TimeoutStopSec is 45 s.
+    // TimeoutStopSec is 60 s.
     ends_soon(agent, Duration::from_secs(20));
 }
 

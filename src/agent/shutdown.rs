@@ -2,7 +2,8 @@
 //!
 //! 1. A new instance id is stored for the next start: `draining` sticks to an id on the platform (protocol 5.2).
 //! 2. Drain: no more commands, while heartbeats go on.
-//! 3. Sessions and web requests get `update.drain_timeout` to end by themselves; the rest is ended, and clients are told.
+//! 3. Sessions get `update.drain_timeout` to end by themselves, then web requests a few seconds; the rest is ended, and
+//!    clients are told.
 //! 4. The tasks end; no heartbeat may register the instance again.
 //! 5. Offline: the platform forgets the instance now instead of in 180 s.
 //!
@@ -22,6 +23,8 @@ use crate::service::notify;
 
 /// How long tasks may take to end once they were asked to.
 pub(super) const TASK_LIMIT: Duration = Duration::from_secs(5);
+/// How long web requests may take once sessions have ended.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// How long clients may take to hear that their sessions are ended.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 /// How long the platform may take for each of the two calls.
@@ -108,7 +111,10 @@ async fn drain_sessions(context: &Context) {
     if open > 0 {
         tracing::info!(open, limit_s = limit.as_secs(), "waiting for sessions to end");
     }
-    let (left, cut_off) = tokio::join!(context.tunnels.drained(limit), context.relay.drain(limit));
+    let left = context.tunnels.drained(limit).await;
+    // Web requests are served until then: event streams do not end by themselves, and a relay that waits for them takes no
+    // other request.
+    let cut_off = context.relay.drain(limit.min(REQUEST_LIMIT)).await;
     if left + cut_off > 0 {
         tracing::warn!(sessions = left, requests = cut_off, "cut off (`update.drain_timeout` is over)");
     }

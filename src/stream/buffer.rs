@@ -12,16 +12,21 @@ use memmap2::{MmapMut, MmapOptions};
 const LARGE: usize = 64 * 1024;
 /// All mapped buffers have this size, so that each can be used for any.
 const MAPPED: usize = 128 * 1024;
-/// Spares of a thread: as many as a fast transfer fills in the 50 ms between two acknowledgements.
-const SPARES: usize = 256;
+/// Spares of a thread at most, in bytes: what all sessions together may hold.
+const SPARES: usize = 128 * 1024 * 1024;
 
 thread_local! {
     static KEPT: RefCell<Vec<MmapMut>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Gives the kernel back what this thread keeps for the next transfer.
-pub fn give_back_spares() {
-    drop(KEPT.take());
+/// Gives the kernel back what this thread keeps beyond `needed` bytes.
+pub fn give_back_spares(needed: usize) {
+    KEPT.with_borrow_mut(|kept| {
+        kept.truncate(needed.div_ceil(MAPPED));
+        if kept.is_empty() {
+            *kept = Vec::new();
+        }
+    });
 }
 
 enum Memory {
@@ -80,7 +85,7 @@ impl Drop for Buffer {
         // A thread that is ending keeps nothing.
         let _kept = KEPT.try_with(|kept| {
             let mut kept = kept.borrow_mut();
-            if kept.len() < SPARES {
+            if kept.len() < SPARES / MAPPED {
                 kept.extend(memory.take());
             }
         });
@@ -127,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_mapped_buffer_is_used_again_and_holds_nothing_of_before() {
-        give_back_spares();
+        give_back_spares(0);
         let mut first = Buffer::with_capacity(LARGE);
         first.append(b"secret");
         drop(first);
@@ -136,7 +141,7 @@ mod tests {
         assert_eq!((again.len(), &*again), (0, &b""[..]));
         assert_eq!(KEPT.with_borrow(Vec::len), 0);
         drop(again);
-        give_back_spares();
+        give_back_spares(0);
         assert_eq!(KEPT.with_borrow(Vec::len), 0);
     }
 

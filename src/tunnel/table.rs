@@ -90,13 +90,15 @@ impl std::fmt::Debug for Tunnels {
 }
 
 impl Tunnels {
-    /// A table for these resources. Sessions run among `tasks`.
+    /// A table for these resources. Sessions run among `tasks`, on the runtime that this is called on.
     #[must_use]
     pub fn new(resources: Vec<Resource>, metrics: SessionMetrics, tasks: Tasks) -> Self {
+        let shared = Arc::new(Shared::new(metrics));
+        tasks.spawn("buffers", Arc::clone(&shared).tidy(tasks.stop_token()));
         Self(Arc::new(Inner {
             resources,
             open: Mutex::default(),
-            shared: Arc::new(Shared::new(metrics)),
+            shared,
             ended: Notify::new(),
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
             tasks,

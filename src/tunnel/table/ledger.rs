@@ -2,26 +2,58 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::stream;
 use crate::telemetry::metrics::SessionMetrics;
 
 /// What one session may hold in each direction, in bytes, whatever the others hold.
 pub(super) const FLOOR: usize = 128 * 1024;
 /// What one session may hold in each direction at most. The far end acknowledges every 50 ms, so that this many bytes are
-/// what 640 MiB/s need (protocol W1: any size will do, the platform's own 4 MiB are too few).
-const WINDOW: usize = 32 * 1024 * 1024;
+/// what 1.2 GiB/s need (protocol W1: any size will do, the platform's own 4 MiB are too few). A slow client costs less: the
+/// target is read no faster than the connection takes it.
+const WINDOW: usize = 64 * 1024 * 1024;
 /// What all sessions may hold together beyond their floors.
 const TOGETHER: usize = 128 * 1024 * 1024;
+/// From here on buffers are large ones, of which some are kept.
+const MUCH: usize = 256 * 1024;
+/// Between two looks at what is needed.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What all sessions share.
 pub(super) struct Shared {
     pub(super) metrics: SessionMetrics,
     held: AtomicUsize,
+    /// The most that was held since the last look.
+    peak: AtomicUsize,
+    /// Rung when much is held.
+    busy: Notify,
 }
 
 impl Shared {
-    pub(super) const fn new(metrics: SessionMetrics) -> Self {
-        Self { metrics, held: AtomicUsize::new(0) }
+    pub(super) fn new(metrics: SessionMetrics) -> Self {
+        Self { metrics, held: AtomicUsize::new(0), peak: AtomicUsize::new(0), busy: Notify::new() }
+    }
+
+    /// Keeps as many spare buffers as the last second has needed, and none when transfers are over. Sleeps while nothing
+    /// large is going on. Must run on the thread of the sessions, whose buffers they are.
+    pub(super) async fn tidy(self: Arc<Self>, stop: CancellationToken) {
+        let tidying = async {
+            loop {
+                self.busy.notified().await;
+                while self.peak.swap(self.held.load(Ordering::Relaxed), Ordering::Relaxed) > 0 {
+                    tokio::time::sleep(LOOK).await;
+                    stream::give_back_spares(self.peak.load(Ordering::Relaxed));
+                }
+            }
+        };
+        tokio::select! {
+            () = tidying => {}
+            () = stop.cancelled() => {}
+        }
     }
 }
 
@@ -51,13 +83,14 @@ impl Ledger {
     /// Notes what the session holds now.
     pub(crate) fn account(&mut self, held: usize) {
         if held > self.held {
-            self.shared.held.fetch_add(held - self.held, Ordering::Relaxed);
-        } else if held < self.held {
-            let less = self.held - held;
-            if self.shared.held.fetch_sub(less, Ordering::Relaxed) == less {
-                // Nobody holds anything: the transfer for which buffers were kept is over.
-                crate::stream::give_back_spares();
+            let more = held - self.held;
+            let together = self.shared.held.fetch_add(more, Ordering::Relaxed) + more;
+            let peak = self.shared.peak.fetch_max(together, Ordering::Relaxed);
+            if peak < MUCH && together >= MUCH {
+                self.shared.busy.notify_one();
             }
+        } else {
+            self.shared.held.fetch_sub(self.held - held, Ordering::Relaxed);
         }
         self.held = held;
     }
