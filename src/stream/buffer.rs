@@ -8,8 +8,8 @@ use std::cell::RefCell;
 
 use memmap2::{MmapMut, MmapOptions};
 
-/// Buffers at least this large are mapped.
-const LARGE: usize = 64 * 1024;
+/// Buffers at least this large are mapped: what a bulk transfer reads at once, and not much of it wasted.
+const LARGE: usize = 96 * 1024;
 /// All mapped buffers have this size, so that each can be used for any.
 const MAPPED: usize = 128 * 1024;
 /// Spares of a thread at most, in bytes: what all sessions together may hold.

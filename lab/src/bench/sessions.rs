@@ -26,6 +26,8 @@ const RUNS: usize = 3;
 const CHUNK: usize = 256 * 1024;
 /// Round trips that are timed.
 const ROUND_TRIPS: usize = 20_000;
+/// How long the agent is left alone before its memory is looked at.
+const SETTLED: Duration = Duration::from_secs(3);
 /// Sessions whose memory is measured.
 const MANY: usize = 1_000;
 
@@ -249,7 +251,7 @@ impl Stage {
         self.all_closed()?;
         let (before, descriptors) = (resident()?, process::descriptors(self.agent.pid()));
         let tunnels = (0..MANY).map(|_| self.tunnel("echo")).collect::<Result<Vec<_>, _>>()?;
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(SETTLED);
         let idle = resident()?;
         block_on(async {
             for tunnel in &tunnels {
@@ -262,7 +264,7 @@ impl Stage {
             Ok::<_, io::Error>(())
         })
         .map_err(|error| error.to_string())?;
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(SETTLED);
         let busy = resident()?;
         block_on(async {
             for tunnel in &tunnels {
@@ -270,7 +272,7 @@ impl Stage {
             }
         });
         self.all_closed()?;
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(SETTLED);
         let each = |now: u64| now.saturating_sub(before) as f64 / 1024.0 / MANY as f64;
         screen::line(&format!(
             "memory of {MANY} sessions: idle {:.1} KiB each, after 64 KiB each way {:.1} KiB each; \
