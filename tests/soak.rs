@@ -134,7 +134,9 @@ fn two_hundred_sessions_at_a_time_with_random_cuts_lose_no_byte_and_leave_nothin
     let bridge = BridgeOptions { match_wait: Duration::from_secs(3), ..BridgeOptions::default() };
     let scene = Scene::of(BINARY, Tcp::Echo, Setting { bridge, ..Setting::friendly() });
     scene.plane.set_rate_limits(RateLimits { anonymous: u32::MAX, identified: u32::MAX });
-    let client = scene.client(Options { window: Window::Blocking(4 << 20), ..Options::robust() });
+    // A client that leaves before its close frame has been passed on leaves a session that waits for it (protocol 8.6).
+    let client = Options { window: Window::Blocking(4 << 20), linger: LIMIT, ..Options::robust() };
+    let client = scene.client(client);
     let soak = Soak { scene, client, peace: RwLock::new(()) };
     soak.run(seed, time / 4);
     let (descriptors, memory) = soak.at_rest();

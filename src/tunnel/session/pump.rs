@@ -26,8 +26,11 @@ const SHORT: usize = 2048;
 impl Session {
     /// From the bridge: opens what came and gives it to the target, or to the backlog.
     pub(super) fn receive(&mut self, cx: &mut Context<'_>) -> bool {
-        if matches!(self.phase, Phase::Delivering { .. } | Phase::Lingering { .. }) || !self.has_room_inbound() {
+        if matches!(self.phase, Phase::Delivering { .. } | Phase::Lingering { .. }) {
             return false;
+        }
+        if !self.has_room_inbound() {
+            return self.gives_up_on_the_rest();
         }
         let Some(Attached { link, connection, .. }) = &mut self.link else { return false };
         let (mode, ledger) = (&mut self.mode, &self.ledger);
@@ -69,8 +72,19 @@ impl Session {
         true
     }
 
+    /// A connection that cannot be written is read to its end. Where the target does not take even that, the end is never
+    /// reached, and nothing else would say so; what is not read was not acknowledged, and comes again with a redial.
+    fn gives_up_on_the_rest(&mut self) -> bool {
+        let is_deaf = self.link.as_ref().is_some_and(|attached| attached.deaf);
+        if is_deaf {
+            self.lost_link("nothing can be written to it, and the target takes nothing");
+        }
+        is_deaf
+    }
+
     fn has_room_inbound(&self) -> bool {
-        let limit = if self.blocked { BACKLOG_WHEN_BLOCKED } else { BACKLOG };
+        let is_deaf = self.link.as_ref().is_some_and(|attached| attached.deaf);
+        let limit = if self.blocked || is_deaf { BACKLOG_WHEN_BLOCKED } else { BACKLOG };
         self.backlog.is_empty() || self.backlog.len() < limit.min(self.ledger.allowance(self.backlog.len()))
     }
 
@@ -117,24 +131,24 @@ impl Session {
         progress
     }
 
-    /// From the target, if the link has taken everything before and there is room to keep what is read.
+    /// From the target, if the link has taken everything before and there is room to keep what is read. A target that takes
+    /// nothing is read as well: it may be that it cannot say what it wants to say first (protocol W9).
     pub(super) fn read_target(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.is_running() || self.target.is_gone() || !self.target.was_dialled() {
             return false;
         }
         let room = self.room_outbound();
-        let Some(Attached { link, connection, deaf: false }) = &mut self.link else { return false };
-        match link.poll_flush_outgoing(cx) {
-            Poll::Pending => return false,
-            Poll::Ready(Err(error)) => {
+        let Some(Attached { link, connection, deaf }) = &mut self.link else { return false };
+        let flushed = if *deaf { Poll::Pending } else { link.poll_flush_outgoing(cx) };
+        let (free, framed) = match (&self.mode, flushed) {
+            (_, Poll::Ready(Err(error))) => {
                 self.lost_writing(&error);
                 return true;
             }
-            Poll::Ready(Ok(())) => {}
-        }
-        if let Mode::Framed(stream) = &self.mode
-            && !stream.is_sent(connection)
-        {
+            (Mode::Framed(stream), flushed) => (flushed.is_ready() && stream.is_sent(connection), true),
+            (Mode::Raw, flushed) => (flushed.is_ready(), false),
+        };
+        if !(free || framed && self.backlog.len() >= BACKLOG) {
             return false;
         }
         let was_blocked = std::mem::replace(&mut self.blocked, room == 0);
