@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::heap;
 use crate::stream;
 use crate::telemetry::metrics::SessionMetrics;
 
@@ -48,6 +49,7 @@ impl Shared {
                     tokio::time::sleep(LOOK).await;
                     stream::give_back_spares(self.peak.load(Ordering::Relaxed));
                 }
+                heap::trim();
             }
         };
         tokio::select! {
