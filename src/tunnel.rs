@@ -12,11 +12,12 @@
 
 pub mod dial;
 pub mod link;
+pub mod record;
 mod scratch;
 mod session;
 pub mod table;
 mod target;
-mod tls;
+pub mod tls;
 
 pub use self::dial::Credentials;
 pub use self::link::Link;

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::BridgeAddress;
 use super::link::Link;
-use super::tls::{Handshake, Tls};
+use super::tls::Handshake;
 
 /// How long TCP may take to connect, and TLS to shake hands (protocol 7.1 recommends both).
 const STEP_LIMIT: Duration = Duration::from_secs(10);
@@ -139,8 +139,8 @@ pub async fn connect(bridge: &BridgeAddress, credentials: &Credentials) -> Resul
     let socket = limited(connecting).await.map_err(failed)?;
     tune(&socket).map_err(failed)?;
     let failed = |source| Error::Handshake { bridge: bridge.clone(), source };
-    let tls = Tls::new(Arc::clone(&credentials.0), name).map_err(|error| failed(io::Error::other(error)))?;
-    let link = limited(shake_hands(socket, tls)).await.map_err(failed)?;
+    let handshake = Handshake::new(&credentials.0, name).map_err(|error| failed(io::Error::other(error)))?;
+    let link = limited(shake_hands(socket, handshake)).await.map_err(failed)?;
     Ok((link, begun.elapsed()))
 }
 
@@ -161,17 +161,17 @@ pub(super) fn tune(socket: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-async fn shake_hands(mut socket: TcpStream, mut tls: Tls) -> io::Result<Link> {
+async fn shake_hands(mut socket: TcpStream, mut handshake: Handshake) -> io::Result<Link> {
     let (mut input, mut output) = (Vec::with_capacity(4096), Vec::new());
     loop {
-        let outcome = tls.shake_hands(&mut input, &mut output);
+        let outcome = handshake.proceed(&mut input, &mut output);
         // Also the alert that tells the bridge what is wrong with it.
         socket.write_all(&output).await?;
         output.clear();
-        let (consumed, handshake) = outcome.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        let (consumed, records) = outcome.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         input.drain(..consumed);
-        if handshake == Handshake::Done {
-            return Ok(Link::new(socket, tls, input));
+        if let Some(records) = records {
+            return Ok(Link::new(socket, records, input));
         }
         if input.len() > HANDSHAKE_BYTES {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the handshake does not end"));

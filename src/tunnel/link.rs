@@ -7,8 +7,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::record::{self, Records};
 use super::scratch::{self, Kind};
-use super::tls::{self, Tls};
 
 /// Plaintext that is sealed and written at once.
 pub const SEND: usize = scratch::READ;
@@ -18,7 +18,7 @@ pub const SEND: usize = scratch::READ;
 /// It holds bytes only where the network does not take or complete them: idle, it has no buffer.
 pub struct Link {
     socket: TcpStream,
-    tls: Tls,
+    records: Records,
     /// What has come and is not a complete record yet.
     incoming: Vec<u8>,
     /// `incoming` may hold complete records: the handshake left them.
@@ -45,10 +45,10 @@ impl std::fmt::Debug for Link {
 
 impl Link {
     /// A connection after its handshake; `incoming` is what came behind it.
-    pub(super) const fn new(socket: TcpStream, tls: Tls, incoming: Vec<u8>) -> Self {
+    pub(super) const fn new(socket: TcpStream, records: Records, incoming: Vec<u8>) -> Self {
         Self {
             socket,
-            tls,
+            records,
             unread: !incoming.is_empty(),
             incoming,
             answers: Vec::new(),
@@ -98,14 +98,14 @@ impl Link {
             }
         }
         buffer[..kept].copy_from_slice(&self.incoming);
-        let opened = self.tls.open(&mut buffer[..filled], &mut self.answers, sink);
+        let opened = self.records.open(&mut buffer[..filled], &mut self.answers, sink);
         let opened = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 self.ended = true;
                 // The alert that says why; whether it arrives does not matter any more.
                 drop(self.poll_flush_outgoing(cx));
-                return Poll::Ready(Err(error));
+                return Poll::Ready(Err(error.into()));
             }
         };
         self.incoming = buffer[opened.consumed..filled].to_vec();
@@ -145,8 +145,8 @@ impl Link {
     /// The connection broke.
     pub fn send(&mut self, cx: &mut Context<'_>, plain: &[u8]) -> io::Result<()> {
         debug_assert!(self.sealed == 0 && plain.len() <= SEND, "everything before it has gone");
-        self.outgoing = scratch::take_outgoing(tls::sealed_len(plain.len()));
-        self.sealed = self.tls.seal(plain, &mut self.answers, &mut self.outgoing)?;
+        self.outgoing = scratch::take_outgoing(record::sealed_len(plain.len()));
+        self.sealed = self.records.seal(plain, &mut self.outgoing)?;
         if !self.answers.is_empty() {
             self.answers.extend_from_slice(&self.outgoing[..self.sealed]);
             self.sealed = 0;
@@ -163,7 +163,7 @@ impl Link {
     /// The connection broke.
     pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !std::mem::replace(&mut self.closing, true) {
-            self.tls.close_notify(&mut self.answers)?;
+            self.records.close_notify(&mut self.answers)?;
         }
         ready!(self.poll_flush_outgoing(cx))?;
         Pin::new(&mut self.socket).poll_shutdown(cx)
