@@ -13,7 +13,7 @@ use bamf_lab::targets::{Tcp, Then};
 use super::{MIB, echo, id, lazy_acks, ping, read_on, read_pattern, scene, scene_of, write_pattern};
 
 /// What a session may make the agent grow by: the window, the backlog, and buffers that belong to the thread.
-const GROWTH: usize = 64 << 20;
+const GROWTH: usize = 100 << 20;
 
 /// The most that the agent occupies above `before` until `done`.
 fn peak(scene: &Scene, before: usize, done: impl Fn() -> bool) -> usize {
