@@ -31,6 +31,9 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
+/// How long memory may take to come to rest.
+const REST: Duration = Duration::from_secs(5);
+
 struct Soak {
     scene: Scene,
     client: Client,
@@ -113,7 +116,14 @@ impl Soak {
             before == descriptors
         });
         assert!(quiet, "descriptors come and go");
-        (descriptors, self.scene.agent.resident())
+        // Buffers are kept for what the last second needed, so that memory takes a few seconds to come to rest.
+        let begun = Instant::now();
+        let mut memory = self.scene.agent.resident();
+        while begun.elapsed() < REST {
+            std::thread::sleep(Duration::from_millis(200));
+            memory = memory.min(self.scene.agent.resident());
+        }
+        (descriptors, memory)
     }
 }
 
