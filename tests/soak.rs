@@ -31,6 +31,10 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
+/// How long the last sessions may take to end.
+const QUIET: Duration = Duration::from_secs(15);
+/// Sessions in two thousand that may wait for a client that is gone.
+const LEFT: usize = 3;
 /// How long memory may take to come to rest.
 const REST: Duration = Duration::from_secs(5);
 
@@ -105,9 +109,12 @@ impl Soak {
         }
     }
 
-    /// Descriptors and memory of the agent when nothing is open.
-    fn at_rest(&self) -> (usize, usize) {
-        assert!(self.scene.wait_active(0, LIMIT), "{} are left\n{}", self.scene.active(), self.scene.agent.log());
+    /// Descriptors and memory of the agent when nothing is open but sessions whose clients were cut off with their close
+    /// frame: those wait for them (protocol 8.6), and may be few. Returns their number as well.
+    fn at_rest(&self) -> (usize, usize, usize) {
+        let all_closed = self.scene.wait_active(0, QUIET);
+        let left = if all_closed { 0 } else { usize::try_from(self.scene.active()).unwrap() };
+        assert!(left <= LEFT, "{left} are left\n{}", self.scene.agent.log());
         // The last connections to bridges and targets close behind the sessions.
         let mut descriptors = self.scene.agent.descriptors();
         let quiet = until(LIMIT, || {
@@ -123,7 +130,7 @@ impl Soak {
             std::thread::sleep(Duration::from_millis(200));
             memory = memory.min(self.scene.agent.resident());
         }
-        (descriptors, memory)
+        (descriptors, memory, left)
     }
 }
 
@@ -149,12 +156,14 @@ fn two_hundred_sessions_at_a_time_with_random_cuts_lose_no_byte_and_leave_nothin
     let client = scene.client(client);
     let soak = Soak { scene, client, peace: RwLock::new(()) };
     soak.run(seed, time / 4);
-    let (descriptors, memory) = soak.at_rest();
+    let (descriptors, memory, _) = soak.at_rest();
     let (sessions, reconnects) = soak.run(seed + 1_000_000, time);
-    let (descriptors_after, memory_after) = soak.at_rest();
+    let (descriptors_after, memory_after, left) = soak.at_rest();
     eprintln!("{sessions} sessions, {reconnects} reconnects, memory {memory} then {memory_after}");
     assert!(reconnects > 0, "nothing was cut");
-    assert!(descriptors_after <= descriptors, "{descriptors} descriptors before, {descriptors_after} after");
+    // Its target's socket, and its bridge connection while that lasts.
+    let held = 2 * left;
+    assert!(descriptors_after <= descriptors + held, "{descriptors} descriptors before, {descriptors_after} after");
     assert!(memory_after < memory + MEMORY, "{memory} bytes before, {memory_after} after");
     assert_eq!(soak.scene.target.seen().abandoned, 0);
     soak.scene.agent.terminate(LIMIT).expect(0, &["bye"]);
