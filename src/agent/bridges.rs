@@ -1,4 +1,4 @@
-//! How the relay gets to bridges: with the identity certificate of the moment, never a session's (protocol 9.1).
+//! How the relay and probes get to bridges: with the identity certificate of the moment, never a session's (protocol 9.1).
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

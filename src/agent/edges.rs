@@ -8,9 +8,11 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::watch;
 
 use super::Context;
+use super::bridges::Bridges;
 use crate::http;
 use crate::platform::wire::{BridgeAddress, EdgeProbeTarget};
-use crate::tunnel::{Credentials, dial};
+use crate::relay::dial::Dial as _;
+use crate::tunnel::dial;
 
 /// How long one edge may take (protocol 5.4).
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
@@ -56,6 +58,7 @@ impl Edges {
 pub(super) async fn run(context: Context) {
     let stop = context.tasks.stop_token();
     let mut wanted = context.edges.wanted.subscribe();
+    let bridges = Bridges::new(context.session.subscribe());
     loop {
         tokio::select! {
             Ok(()) = wanted.changed() => {}
@@ -64,22 +67,18 @@ pub(super) async fn run(context: Context) {
         let targets = wanted.borrow_and_update().clone();
         for target in &targets {
             tokio::select! {
-                took = probe(&context, target) => context.edges.note(&targets, &target.edge, took),
+                took = probe(&bridges, target) => context.edges.note(&targets, &target.edge, took),
                 () = stop.cancelled() => return,
             }
         }
     }
 }
 
-/// TCP and TLS with the identity certificate, then away without a byte.
-async fn probe(context: &Context, target: &EdgeProbeTarget) -> Option<Duration> {
-    let identity = context.session().identity;
-    let material = &identity.material;
-    let credentials =
-        Credentials::new(material.certificate_pem.expose(), material.private_key_pem.expose(), &material.ca_pem);
+/// TCP and TLS with the identity certificate, under the stored authority, then away without a byte.
+async fn probe(bridges: &Bridges, target: &EdgeProbeTarget) -> Option<Duration> {
     let bridge = BridgeAddress { host: target.host.clone(), port: target.port };
     let measured = async {
-        let (mut link, took) = dial::connect(&bridge, &credentials?).await?;
+        let (mut link, took) = bridges.dial(&bridge, None).await?;
         // Whether the goodbye arrives is of no interest.
         drop(link.shutdown().await);
         Ok::<_, dial::Error>(took)
