@@ -1,5 +1,7 @@
 //! The one place that knows the order of shutdown.
 //!
+//! Before all of it the service manager is asked what comes after this process ([`why`]): only it knows.
+//!
 //! 1. A new instance id is stored for the next start: `draining` sticks to an id on the platform (protocol 5.2).
 //! 2. Drain: no more commands, while heartbeats go on.
 //! 3. Sessions get `update.drain_timeout` to end by themselves, then web requests a few seconds; the rest is ended, and
@@ -15,10 +17,12 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Context, Error};
+use crate::config::Environment;
 use crate::http;
 use crate::identity::Identity;
 use crate::identity::instance::Instance;
 use crate::platform::Failure;
+use crate::service::ending::{self, Ending};
 use crate::service::notify;
 
 /// How long tasks may take to end once they were asked to.
@@ -75,11 +79,32 @@ pub(super) async fn after_joining(
     }
 }
 
+/// Whether the service manager restarts or stops the service, asked once the signal has come: then the unit has the job
+/// that tells. Cancel safe; at most two seconds.
+async fn why() -> Ending {
+    let environment = Environment::snapshot();
+    let socket = environment.get("NOTIFY_SOCKET");
+    let ending = ending::ask(socket).await;
+    match ending {
+        _ if socket.is_none() => tracing::debug!("no service manager started this agent"),
+        Ending::Restart(store) => tracing::info!(room = store.room(), "SIGTERM: systemd restarts the service"),
+        Ending::Stop => tracing::info!("SIGTERM: systemd stops the service"),
+        Ending::Unknown => tracing::warn!("SIGTERM: systemd does not say whether it restarts or stops the service"),
+    }
+    ending
+}
+
 /// Shuts down; `goodbye` says whether the platform is told.
 pub(super) async fn in_order(context: &Context, signals: &mut Signals, goodbye: bool) {
-    notify::stopping();
+    let shutting_down = async {
+        if goodbye {
+            why().await;
+        }
+        notify::stopping();
+        all_steps(context, goodbye).await;
+    };
     tokio::select! {
-        () = all_steps(context, goodbye) => {}
+        () = shutting_down => {}
         () = signals.next() => tracing::warn!("a second signal: the rest of the shutdown is skipped"),
     }
 }

@@ -28,6 +28,8 @@ use super::unit::{ARGUMENTS, PROPERTIES, SEPARATOR, Unit};
 const NAME: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+pub(super) const UNIT: &str = "org.freedesktop.systemd1.Unit";
+pub(super) const SERVICE: &str = "org.freedesktop.systemd1.Service";
 const PROPERTIES_INTERFACE: &str = "org.freedesktop.DBus.Properties";
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -61,15 +63,8 @@ enum Via {
 impl Services {
     /// Finds a way to the manager. It does not fail: without a connection `systemctl` will say what is wrong.
     pub async fn connect(manager: Manager) -> Self {
-        for (way, builder) in ways(manager) {
-            let building = builder.method_timeout(CALL_LIMIT).build();
-            match timeout(CONNECT_LIMIT, building).await {
-                Ok(Ok(connection)) => return Self { via: Via::DBus(connection) },
-                Ok(Err(error)) => tracing::debug!(way, %error, "cannot reach systemd this way"),
-                Err(_elapsed) => tracing::debug!(way, "reaching systemd this way takes too long"),
-            }
-        }
-        Self { via: Via::Systemctl(Systemctl::new(manager)) }
+        let systemctl = || Via::Systemctl(Systemctl::new(manager));
+        Self { via: connection(manager).await.map_or_else(systemctl, Via::DBus) }
     }
 
     /// The unit's present state.
@@ -111,6 +106,19 @@ impl Services {
             Via::Systemctl(systemctl) => systemctl.reset_failed(unit).await,
         }
     }
+}
+
+/// A connection to the manager; `None` where only `systemctl` is left.
+pub(super) async fn connection(manager: Manager) -> Option<Connection> {
+    for (way, builder) in ways(manager) {
+        let building = builder.method_timeout(CALL_LIMIT).build();
+        match timeout(CONNECT_LIMIT, building).await {
+            Ok(Ok(connection)) => return Some(connection),
+            Ok(Err(error)) => tracing::debug!(way, %error, "cannot reach systemd this way"),
+            Err(_elapsed) => tracing::debug!(way, "reaching systemd this way takes too long"),
+        }
+    }
+    None
 }
 
 fn ways(manager: Manager) -> Vec<(&'static str, Builder<'static>)> {
@@ -185,7 +193,7 @@ async fn properties(connection: &Connection, name: &str) -> Result<Unit, Error> 
         let reply = call(connection, PATH, MANAGER, "LoadUnit", &name).await?;
         let path: OwnedObjectPath = reply.body().deserialize()?;
         let mut texts = BTreeMap::new();
-        for interface in ["org.freedesktop.systemd1.Unit", "org.freedesktop.systemd1.Service"] {
+        for interface in [UNIT, SERVICE] {
             let reply = call(connection, path.as_str(), PROPERTIES_INTERFACE, "GetAll", &interface).await?;
             let all: HashMap<String, OwnedVariant> = reply.body().deserialize()?;
             texts.extend(PROPERTIES.iter().filter_map(|name| Some(((*name).to_owned(), text(all.get(*name)?)))));
@@ -194,6 +202,22 @@ async fn properties(connection: &Connection, name: &str) -> Result<Unit, Error> 
         Ok(Unit::from_properties(&texts))
     };
     asking.await.map_err(|error| explain("show", name, error))
+}
+
+/// The object of the unit that the caller's process belongs to. 0 is the caller as the kernel names it to the manager: a
+/// pid from inside a namespace would be another process there.
+pub(super) async fn own_unit(connection: &Connection) -> Result<OwnedObjectPath, zbus::Error> {
+    call(connection, PATH, MANAGER, "GetUnitByPID", &0_u32).await?.body().deserialize()
+}
+
+/// One property: `GetAll` of a service makes systemd read its cgroup.
+pub(super) async fn property(
+    connection: &Connection,
+    path: &str,
+    interface: &str,
+    name: &str,
+) -> Result<OwnedVariant, zbus::Error> {
+    call(connection, path, PROPERTIES_INTERFACE, "Get", &(interface, name)).await?.body().deserialize()
 }
 
 async fn call<B>(
@@ -226,7 +250,7 @@ fn joined(entries: impl Iterator<Item = String>) -> String {
 
 /// A property as a text. Of a list of structures (`ExecStart`, `EnvironmentFiles`) the first field of each counts, and of
 /// `ExecStart` only the first command.
-fn text(value: &Variant<'_>) -> String {
+pub(super) fn text(value: &Variant<'_>) -> String {
     if let Variant::Str(text) = value {
         return text.to_string();
     }
@@ -277,4 +301,4 @@ fn fdo_name(error: &zbus::fdo::Error) -> Option<&'static str> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -2,8 +2,6 @@
 
 use std::os::unix::net::UnixStream;
 
-use zbus::message::Header;
-
 use super::*;
 use crate::service::unit::Active;
 use crate::tasks::Tasks;
@@ -27,7 +25,27 @@ enum Play {
     Refuse(&'static str),
 }
 
-async fn played(play: Play, tasks: &Tasks) -> Services {
+/// What a played manager does about one call.
+pub(in crate::service) struct Answer {
+    messages: Vec<Message>,
+    goes_on: bool,
+}
+
+impl Answer {
+    pub(in crate::service) fn with(message: Message) -> Self {
+        Self { messages: vec![message], goes_on: true }
+    }
+
+    pub(in crate::service) fn hang_up() -> Self {
+        Self { messages: Vec::new(), goes_on: false }
+    }
+}
+
+/// A connection to a manager that `answer` plays, until it hangs up.
+pub(in crate::service) async fn peer(
+    tasks: &Tasks,
+    mut answer: impl FnMut(&Message) -> Answer + Send + 'static,
+) -> Connection {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let server = Builder::unix_stream(theirs).server("0123456789abcdef0123456789abcdef").p2p();
     let client = Builder::unix_stream(ours).p2p().method_timeout(CALL_LIMIT);
@@ -39,58 +57,56 @@ async fn played(play: Play, tasks: &Tasks) -> Services {
             if message.message_type() != Type::MethodCall {
                 continue;
             }
-            if !answer(&connection, &message, play).await {
+            let answer = answer(&message);
+            for message in &answer.messages {
+                connection.send(message).await.unwrap();
+            }
+            if !answer.goes_on {
                 break;
             }
         }
     });
-    Services { via: Via::DBus(client.unwrap()) }
+    client.unwrap()
 }
 
-async fn answer(connection: &Connection, message: &Message, play: Play) -> bool {
+pub(in crate::service) fn reply<B: serde::Serialize + DynamicType>(call: &Message, body: &B) -> Message {
+    Message::method_return(&call.header()).build(body).unwrap()
+}
+
+pub(in crate::service) fn error(call: &Message, name: &'static str) -> Message {
+    Message::error(&call.header(), name).build(&"because").unwrap()
+}
+
+async fn played(play: Play, tasks: &Tasks) -> Services {
+    Services { via: Via::DBus(peer(tasks, move |message| answer(message, play)).await) }
+}
+
+fn answer(message: &Message, play: Play) -> Answer {
     let header = message.header();
     match header.member().map(|member| member.as_str()) {
-        Some("Subscribe") => reply(connection, &header, &()).await,
-        Some("LoadUnit") => reply(connection, &header, &job("unit/x")).await,
-        Some("GetAll") => reply(connection, &header, &all()).await,
-        _ => return answer_job(connection, &header, play).await,
+        Some("Subscribe") => Answer::with(reply(message, &())),
+        Some("LoadUnit") => Answer::with(reply(message, &job("unit/x"))),
+        Some("GetAll") => Answer::with(reply(message, &all())),
+        _ => answer_job(message, play),
     }
-    true
 }
 
-async fn answer_job(connection: &Connection, header: &Header<'_>, play: Play) -> bool {
-    match play {
-        Play::Early(result) => {
-            signals(connection, result).await;
-            reply(connection, header, &ObjectPath::try_from(JOB).unwrap()).await;
-        }
-        Play::Late(result) => {
-            reply(connection, header, &ObjectPath::try_from(JOB).unwrap()).await;
-            signals(connection, result).await;
-        }
-        Play::Silent => reply(connection, header, &ObjectPath::try_from(JOB).unwrap()).await,
-        Play::HangUp => {
-            reply(connection, header, &ObjectPath::try_from(JOB).unwrap()).await;
-            return false;
-        }
-        Play::Refuse(name) => {
-            let error = Message::error(header, name).build(&"because").unwrap();
-            connection.send(&error).await.unwrap();
-        }
-    }
-    true
+fn answer_job(message: &Message, play: Play) -> Answer {
+    let named = reply(message, &ObjectPath::try_from(JOB).unwrap());
+    let messages = match play {
+        Play::Early(result) => [&signals(result)[..], &[named]].concat(),
+        Play::Late(result) => [&[named], &signals(result)[..]].concat(),
+        Play::Silent | Play::HangUp => vec![named],
+        Play::Refuse(name) => vec![error(message, name)],
+    };
+    Answer { messages, goes_on: !matches!(play, Play::HangUp) }
 }
 
-async fn signals(connection: &Connection, result: &str) {
-    for (path, result) in [("/org/freedesktop/systemd1/job/6", "failed"), (JOB, result)] {
+fn signals(result: &str) -> [Message; 2] {
+    [("/org/freedesktop/systemd1/job/6", "failed"), (JOB, result)].map(|(path, result)| {
         let body = (7_u32, ObjectPath::try_from(path).unwrap(), UNIT, result);
-        let signal = Message::signal(PATH, MANAGER, "JobRemoved").build(&body).unwrap();
-        connection.send(&signal).await.unwrap();
-    }
-}
-
-async fn reply<B: serde::Serialize + DynamicType>(connection: &Connection, header: &Header<'_>, body: &B) {
-    connection.send(&Message::method_return(header).build(body).unwrap()).await.unwrap();
+        Message::signal(PATH, MANAGER, "JobRemoved").build(&body).unwrap()
+    })
 }
 
 fn job(name: &str) -> ObjectPath<'static> {
