@@ -35,7 +35,7 @@ pub use self::board::Board;
 use self::bridges::Bridges;
 use self::edges::Edges;
 use crate::config::Config;
-use crate::control;
+use crate::control::{self, Announced};
 use crate::http;
 use crate::identity::{self, Identity, Store, instance::Instance};
 use crate::platform::Client;
@@ -157,7 +157,8 @@ pub async fn run(config: Config, warnings: &[String], build: &Build) -> Result<(
         tracing::warn!("{warning}");
     }
     let local = Tasks::new();
-    serve_locally(&config, &board, &local).await?;
+    let announced = Announced::default();
+    serve_locally(&config, &board, &announced, &local).await?;
 
     let client = Client::new(&config.network, &config.platform_url, &build.version.to_string())?;
     let mut watch = Watch::new(board.clone());
@@ -184,7 +185,7 @@ pub async fn run(config: Config, warnings: &[String], build: &Build) -> Result<(
     notify::ready();
 
     let verdict = watch.during(verdicts.recv(), &mut signals).await.flatten();
-    shutdown::in_order(&context, &mut signals, verdict.is_none()).await;
+    shutdown::in_order(&context, &announced, &mut signals, verdict.is_none()).await;
     local.shut_down(shutdown::TASK_LIMIT).await;
     verdict.map_or(Ok(()), Err)
 }
@@ -260,13 +261,13 @@ impl Watch {
 
 /// Starts the control socket and the health port: before the platform is asked for anything, so that an agent that
 /// cannot reach it can still say so.
-async fn serve_locally(config: &Config, board: &Board, tasks: &Tasks) -> Result<(), Error> {
+async fn serve_locally(config: &Config, board: &Board, announced: &Announced, tasks: &Tasks) -> Result<(), Error> {
     let runtime_dir: PathBuf = config.runtime_dir.clone();
     match control::server::bind(&runtime_dir).await {
         Ok(listener) => {
             let board = board.clone();
             let status: Arc<dyn Fn() -> control::Status + Send + Sync> = Arc::new(move || board.status());
-            tasks.spawn("control", control::server::serve(listener, status, tasks.clone()));
+            tasks.spawn("control", control::server::serve(listener, status, announced.clone(), tasks.clone()));
         }
         Err(error @ control::server::Error::InUse { .. }) => return Err(error.into()),
         Err(error) => {

@@ -26,6 +26,13 @@ const CONNECTION_LIMIT: Duration = Duration::from_secs(300);
 /// What a route answers.
 pub type Answer = Response<Full<Bytes>>;
 
+/// Who asks, where the kernel knows it: an extension of requests that came over a Unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The effective user that connected (`SO_PEERCRED`, unix(7)), as this process's user namespace names it.
+    pub uid: u32,
+}
+
 /// Answers a request from what it already knows; nothing in a route waits.
 pub type Routes = Arc<dyn Fn(&Request<Incoming>) -> Answer + Send + Sync>;
 
@@ -35,6 +42,10 @@ pub trait Accept: Send + 'static {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
     /// Waits for the next one.
     fn accept(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
+    /// Who is at the other end.
+    fn peer(_stream: &Self::Stream) -> Option<Peer> {
+        None
+    }
 }
 
 impl Accept for TcpListener {
@@ -49,10 +60,13 @@ impl Accept for UnixListener {
     async fn accept(&self) -> std::io::Result<Self::Stream> {
         Self::accept(self).await.map(|(stream, _)| stream)
     }
+    fn peer(stream: &Self::Stream) -> Option<Peer> {
+        stream.peer_cred().ok().map(|credentials| Peer { uid: credentials.uid() })
+    }
 }
 
 /// Serves until the tasks' stop token is cancelled.
-pub async fn serve(listener: impl Accept, routes: Routes, tasks: Tasks) {
+pub async fn serve<A: Accept>(listener: A, routes: Routes, tasks: Tasks) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let stop = tasks.stop_token();
     loop {
@@ -71,11 +85,11 @@ pub async fn serve(listener: impl Accept, routes: Routes, tasks: Tasks) {
                 continue;
             }
         };
-        let (routes, stop) = (Arc::clone(&routes), stop.clone());
+        let (routes, stop, peer) = (Arc::clone(&routes), stop.clone(), A::peer(&stream));
         tasks.spawn("http connection", async move {
             let _place = place;
             tokio::select! {
-                () = converse(stream, routes) => {}
+                () = converse(stream, peer, routes) => {}
                 () = tokio::time::sleep(CONNECTION_LIMIT) => {}
                 () = stop.cancelled() => {}
             }
@@ -83,8 +97,11 @@ pub async fn serve(listener: impl Accept, routes: Routes, tasks: Tasks) {
     }
 }
 
-async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, routes: Routes) {
-    let service = service_fn(move |request| {
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Option<Peer>, routes: Routes) {
+    let service = service_fn(move |mut request| {
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
         let answer = routes(&request);
         async move { Ok::<_, Infallible>(answer) }
     });
@@ -97,6 +114,14 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, 
     if let Err(error) = served {
         tracing::debug!(%error, "a local caller went away");
     }
+}
+
+/// Done, and nothing to say about it.
+#[must_use]
+pub fn nothing() -> Answer {
+    let mut answer = Answer::default();
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    answer
 }
 
 /// A plain-text answer.

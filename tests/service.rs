@@ -13,6 +13,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 const RESTARTS: &str = "systemd restarts the service";
 const STOPS: &str = "systemd stops the service";
 const UNKNOWN: &str = "systemd does not say";
+const ANNOUNCED: &str = "a restart of the service was announced";
 
 /// A site whose agent logs how long its questions take.
 fn site() -> Site {
@@ -31,7 +32,7 @@ fn drop_in(site: &Site, name: &str, text: &str) {
 
 /// What the agents that have ended so far said about their ends, in order.
 fn said(journal: &str) -> Vec<&'static str> {
-    let word = |line: &str| [RESTARTS, STOPS, UNKNOWN].into_iter().find(|word| line.contains(word));
+    let word = |line: &str| [RESTARTS, STOPS, UNKNOWN, ANNOUNCED].into_iter().find(|word| line.contains(word));
     journal.lines().filter_map(word).collect()
 }
 
@@ -110,16 +111,37 @@ fn an_agent_that_is_told_to_end_knows_whether_it_is_restarted() {
 }
 
 #[test]
-fn an_agent_without_a_bus_says_that_it_does_not_know() {
-    if or_skip("an_agent_without_a_bus_says_that_it_does_not_know") {
+fn an_agent_without_a_bus_goes_by_what_the_updater_announces() {
+    if or_skip("an_agent_without_a_bus_goes_by_what_the_updater_announces") {
         return;
     }
     let site = site();
+    site.plane.set_version(Some("1.1.0"));
+    site.publish(&site.release("1.1.0")).unwrap();
     drop_in(&site, "no-bus", "[Service]\nInaccessiblePaths=/run/dbus\n");
     systemctl(&site, &["restart"]);
     site.connected().unwrap();
+
+    let socket = ["--unix-socket", "/run/bamf-agent/agent.sock", "http://agent/v1/restart"];
+    let announce = |who: &[&str]| {
+        let asked = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-X", "POST"];
+        site.machine.check([who, &asked[..], &socket].concat()).unwrap()
+    };
+    let member = ["setpriv", "--reuid=nobody", "--regid=bamf", "--clear-groups"];
+    assert_eq!(announce(&member), "403", "who may read the status but not restart the service");
     systemctl(&site, &["stop"]);
     assert_eq!(said(&journal(&site)), [RESTARTS, UNKNOWN]);
+
+    site.start().unwrap();
+    assert_eq!(announce(&["setpriv", "--reuid=bamf", "--regid=bamf", "--clear-groups"]), "204");
+    assert_eq!(announce(&[]), "204");
+    systemctl(&site, &["stop"]);
+    assert_eq!(said(&journal(&site)), [RESTARTS, UNKNOWN, ANNOUNCED]);
+
+    site.start().unwrap();
+    let ended = site.agent(&["update", "--json"]);
+    assert_eq!((ended.code, &ended.json["outcome"]), (0, &"updated".into()), "{ended:?}");
+    assert_eq!(said(&journal(&site)), [RESTARTS, UNKNOWN, ANNOUNCED, ANNOUNCED]);
 }
 
 #[test]

@@ -17,7 +17,9 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Context, Error};
+use crate::clock;
 use crate::config::Environment;
+use crate::control::Announced;
 use crate::http;
 use crate::identity::Identity;
 use crate::identity::instance::Instance;
@@ -81,11 +83,15 @@ pub(super) async fn after_joining(
 
 /// Whether the service manager restarts or stops the service, asked once the signal has come: then the unit has the job
 /// that tells. Cancel safe; at most two seconds.
-async fn why() -> Ending {
+async fn why(announced: &Announced) -> Ending {
     let environment = Environment::snapshot();
     let socket = environment.get("NOTIFY_SOCKET");
-    let ending = ending::ask(socket).await;
+    let said = ending::ask(socket).await;
+    let ending = said.or_announced(announced.holds(clock::boottime()));
     match ending {
+        Ending::Restart(_) if said == Ending::Unknown => {
+            tracing::info!("SIGTERM: a restart of the service was announced")
+        }
         _ if socket.is_none() => tracing::debug!("no service manager started this agent"),
         Ending::Restart(store) => tracing::info!(room = store.room(), "SIGTERM: systemd restarts the service"),
         Ending::Stop => tracing::info!("SIGTERM: systemd stops the service"),
@@ -95,10 +101,10 @@ async fn why() -> Ending {
 }
 
 /// Shuts down; `goodbye` says whether the platform is told.
-pub(super) async fn in_order(context: &Context, signals: &mut Signals, goodbye: bool) {
+pub(super) async fn in_order(context: &Context, announced: &Announced, signals: &mut Signals, goodbye: bool) {
     let shutting_down = async {
         if goodbye {
-            why().await;
+            why(announced).await;
         }
         notify::stopping();
         all_steps(context, goodbye).await;

@@ -18,6 +18,7 @@ use super::state_dir::StateDir;
 use super::swap::{self, Paths};
 use super::{Event, Updater, watch};
 use crate::clock;
+use crate::control;
 use crate::durable;
 use crate::exit::{Exit, Reason};
 use crate::service::job::Verb;
@@ -25,6 +26,8 @@ use crate::service::process;
 
 /// From the request for a restart until there is another process: a stop may take as long as the unit allows it.
 const STOP_ALLOWANCE: Duration = Duration::from_secs(120);
+/// A healthy agent answers within a millisecond; one that hangs is restarted all the same.
+const ANNOUNCE_LIMIT: Duration = Duration::from_secs(1);
 /// How often to look for the other process. A restart takes a tenth of a second.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -256,6 +259,7 @@ impl<'a, 'u> Drive<'a, 'u> {
         if let Err(error) = services.reset_failed(&unit).await {
             tracing::debug!(error = %crate::http::chain(&error), "the failed state stays");
         }
+        self.announce().await;
         let before = self.main_process().await;
         self.restart_asked = Some(Instant::now());
         let other_process = async {
@@ -272,6 +276,17 @@ impl<'a, 'u> Drive<'a, 'u> {
                 tracing::warn!(error = %crate::http::chain(&error), "the restart did not go well");
             },
             () = other_process => {}
+        }
+    }
+
+    /// For an agent that cannot ask systemd itself whether it is restarted or stopped. One that is older than this, or hangs,
+    /// does not hear it.
+    async fn announce(&self) {
+        let announcing = control::client::announce_restart(&self.updater.config.runtime_dir);
+        match tokio::time::timeout(ANNOUNCE_LIMIT, announcing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = %crate::http::chain(&error), "the restart is not announced"),
+            Err(_elapsed) => tracing::debug!("the agent does not hear that it is restarted"),
         }
     }
 
