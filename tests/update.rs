@@ -1,5 +1,7 @@
 //! The main job on real systemd with the real binary: join once, update, roll back, and refuse what must be refused.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::time::Duration;
 
 use bamf_lab::binaries::{Defect, agent_binary, defective_binary};
@@ -36,6 +38,8 @@ fn one_join_and_one_certificate_through_restart_kill_update_and_rollback() {
     assert_eq!(ended.code, 0, "{ended:?}\n{}", site.machine.journal(UNIT).unwrap());
     assert_eq!(ended.json["outcome"], "updated", "{ended:?}");
     assert_eq!((&ended.json["from"], &ended.json["to"]), (&"1.0.0".into(), &"1.1.0".into()));
+    let sessions = |ended: &Ended| [ended.json["sessions_before"].clone(), ended.json["sessions_after"].clone()];
+    assert_eq!(sessions(&ended), [0, 0], "of the version before and of the new one");
     assert_eq!(site.status()["version"], "1.1.0");
     assert_eq!(site.certificate(), certificate, "after the update");
     assert_eq!(site.releases.rest_calls(), 0, "the tag of the API's version costs no REST call");
@@ -46,6 +50,7 @@ fn one_join_and_one_certificate_through_restart_kill_update_and_rollback() {
 
     let back = site.agent(&["rollback", "--json"]);
     assert_eq!((back.code, &back.json["outcome"]), (0, &"rolled_back".into()), "{back:?}");
+    assert_eq!(sessions(&back), [0, 0]);
     assert_eq!(site.status()["version"], "1.0.0");
     assert_eq!(site.installed(), first);
     assert_eq!(site.certificate(), certificate, "after the rollback");
@@ -65,7 +70,12 @@ fn a_broken_version_is_rolled_back_and_the_old_one_runs_on() {
     // What hangs is given this long twice.
     site.edit_config(|text| text.replace("health_timeout: 20s", "health_timeout: 6s")).unwrap();
     let (certificate, first) = (site.certificate(), site.installed());
-    for defect in [Defect::ExitsAtOnce, Defect::NeverReady, Defect::NoControlSocket, Defect::CrashesWhenReady] {
+    for (defect, why) in [
+        (Defect::ExitsAtOnce, "ended before it was ready (result `exit-code`)"),
+        (Defect::NeverReady, "never said that it is ready"),
+        (Defect::NoControlSocket, "does not answer on its control socket"),
+        (Defect::CrashesWhenReady, "was restarted 3 times after crashes"),
+    ] {
         let release =
             Release::new("v1.2.0").binary(architecture(), defective_binary("1.2.0", defect)).signed_by(&site.key);
         site.publish(&release).unwrap();
@@ -73,6 +83,9 @@ fn a_broken_version_is_rolled_back_and_the_old_one_runs_on() {
         assert_eq!(ended.code, 23, "{defect:?}: {ended:?}");
         assert_eq!(ended.json["outcome"], "rolled_back", "{defect:?}");
         assert_eq!(ended.json["reason"], "unhealthy", "{defect:?}");
+        assert!(ended.json["message"].as_str().unwrap().contains(why), "{defect:?}: {ended:?}");
+        let sessions = (&ended.json["sessions_before"], &ended.json["sessions_after"]);
+        assert_eq!(sessions, (&0.into(), &0.into()), "{defect:?}, of the version before, before and after");
         assert_eq!(site.installed(), first, "{defect:?}");
         assert_eq!(site.status()["version"], "1.0.0", "{defect:?}");
         assert_eq!(site.certificate(), certificate, "{defect:?}");
@@ -82,6 +95,61 @@ fn a_broken_version_is_rolled_back_and_the_old_one_runs_on() {
     let outcomes: Vec<_> = history.json.as_array().unwrap().iter().map(|record| &record["outcome"]).collect();
     assert_eq!(outcomes, ["rolled_back"; 4], "{history:?}");
     assert_eq!(site.plane.joins().len(), 1);
+}
+
+/// When the journal has the last line with these words, in seconds.
+fn last(site: &Site, words: &str) -> f64 {
+    site.machine.check(["journalctl", "--sync"]).unwrap();
+    let journal = site.machine.check(["journalctl", "--no-pager", "--output=short-unix", "--unit", UNIT]).unwrap();
+    let line = journal.lines().rfind(|line| line.contains(words)).unwrap_or_else(|| panic!("no {words} in {journal}"));
+    line.split(' ').next().unwrap().parse().unwrap()
+}
+
+fn drop_in(site: &Site, text: &str) {
+    let path = format!("/etc/systemd/system/{UNIT}.d/test.conf");
+    site.machine.write(path, format!("[Service]\n{text}\n"), 0o644, "root").unwrap();
+    site.machine.check(["systemctl", "daemon-reload"]).unwrap();
+}
+
+#[test]
+fn a_version_that_dies_before_it_is_ready_is_rolled_back_before_systemd_tries_it_again() {
+    if or_skip("a_version_that_dies_before_it_is_ready_is_rolled_back_before_systemd_tries_it_again") {
+        return;
+    }
+    let site = Site::running("1.2.0").unwrap();
+    // Longer than everything else: with patience for another start this would end at `health_timeout`, for another reason.
+    drop_in(&site, "RestartSec=60s");
+    let binary = defective_binary("1.2.0", Defect::ExitsAtOnce);
+    site.publish(&Release::new("v1.2.0").binary(architecture(), binary).signed_by(&site.key)).unwrap();
+    let ended = site.agent(&["update", "--json"]);
+    assert_eq!((ended.code, &ended.json["reason"]), (23, &"unhealthy".into()), "{ended:?}");
+    assert!(ended.json["message"].as_str().unwrap().contains("ended before it was ready"), "{ended:?}");
+    assert_eq!(site.status()["version"], "1.0.0");
+    let journal = site.machine.journal(UNIT).unwrap();
+    assert!(!journal.contains("Scheduled restart job"), "{journal}");
+    let took = last(&site, "Started bamf-agent.service") - last(&site, "Stopping bamf-agent.service");
+    println!("from the restart to the version before being ready again: {:.0} ms", took * 1000.0);
+}
+
+#[test]
+fn neither_an_old_version_that_dies_while_it_stops_nor_one_crash_of_a_sound_one_fails_an_update() {
+    if or_skip("neither_an_old_version_that_dies_while_it_stops_nor_one_crash_of_a_sound_one_fails_an_update") {
+        return;
+    }
+    let site = Site::running("1.1.0").unwrap();
+    site.publish(&site.release("1.1.0")).unwrap();
+    drop_in(&site, "ExecStop=/bin/sh -c 'kill -KILL $MAINPID'");
+    let mut update = site.agent_command(&["update", "--json"]).spawn().unwrap();
+    let connected = |_: &_| site.status()["version"] == "1.1.0" && site.status()["api"]["connected"] == true;
+    site.machine.wait_until("the new version", LIMIT, connected).unwrap();
+    assert_eq!(site.status()["update"]["state"], "trial");
+    site.machine.kill(UNIT, Signal::SIGKILL).unwrap();
+    assert!(update.is_running(), "the crash came too late to be judged");
+    let ended = Ended::from(update.wait(2 * LIMIT).unwrap());
+    assert_eq!((ended.code, &ended.json["outcome"]), (0, &"updated".into()), "{ended:?}");
+    assert_eq!(site.machine.property(UNIT, "NRestarts").unwrap(), "1");
+    let journal = site.machine.journal(UNIT).unwrap();
+    assert_eq!(journal.matches("code=killed, status=9/KILL").count(), 2, "at its stop, and by hand: {journal}");
 }
 
 #[test]

@@ -257,6 +257,9 @@ pub(super) fn text(value: &Variant<'_>) -> String {
     if let Variant::U32(number) = value {
         return number.to_string();
     }
+    if let Variant::U64(number) = value {
+        return number.to_string();
+    }
     if let Variant::Structure(fields) = value {
         return fields.fields().first().map(text).unwrap_or_default();
     }

@@ -20,6 +20,8 @@ pub const PROPERTIES: &[&str] = &[
     "Environment",
     "EnvironmentFiles",
     "Type",
+    "ExecMainStartTimestampMonotonic",
+    "ActiveEnterTimestampMonotonic",
 ];
 
 /// A unit's state at one moment.
@@ -35,6 +37,10 @@ pub struct Unit {
     pub main_pid: Option<u32>,
     /// Automatic restarts since the last start by hand.
     pub restarts: u32,
+    /// When the latest main process was started, in systemd's own clock; 0 if never.
+    pub main_started: u64,
+    /// When the unit became active last, in systemd's own clock; 0 if never.
+    pub entered_active: u64,
     /// Why it ended last, e.g. `success`, `exit-code`, `watchdog`, `start-limit-hit`.
     pub result: String,
     /// The program of the first `ExecStart=`.
@@ -126,6 +132,8 @@ impl Unit {
             sub_state: text("SubState"),
             main_pid: text("MainPID").parse().ok().filter(|pid| *pid != 0),
             restarts: text("NRestarts").parse().unwrap_or(0),
+            main_started: text("ExecMainStartTimestampMonotonic").parse().unwrap_or(0),
+            entered_active: text("ActiveEnterTimestampMonotonic").parse().unwrap_or(0),
             result: text("Result"),
             program: list(&text("ExecStart")).next().map(PathBuf::from),
             fragment: path("FragmentPath"),
@@ -135,6 +143,19 @@ impl Unit {
             environment: list(&text("Environment")).collect(),
             environment_files: list(&text("EnvironmentFiles")).map(PathBuf::from).collect(),
         }
+    }
+
+    /// It runs, or its process is there and not ready yet.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.active.is_running() || (self.active == Active::Activating && self.main_pid.is_some())
+    }
+
+    /// The main process has ended, and systemd is about to start another one by itself (`Restart=`).
+    #[must_use]
+    pub fn waits_for_restart(&self) -> bool {
+        // `auto-restart-queued` since systemd 254.
+        self.sub_state.starts_with("auto-restart")
     }
 
     /// Builds a unit from the output of `systemctl show --property=…`.
@@ -166,7 +187,8 @@ fn program_of(shown: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    const SHOWN: &str = "Type=notify\nMainPID=812\nNRestarts=2\nResult=success\nUser=bamf\n\
+    const SHOWN: &str = "Type=notify\nMainPID=812\nNRestarts=2\nExecMainStartTimestampMonotonic=41000000\n\
+        ActiveEnterTimestampMonotonic=42000000\nResult=success\nUser=bamf\n\
         ExecStart={ path=/usr/local/bin/bamf-agent ; argv[]=/usr/local/bin/bamf-agent run ; ignore_errors=no ; pid=812 }\n\
         LoadState=loaded\nActiveState=active\nSubState=running\nFragmentPath=/etc/systemd/system/bamf-agent.service\n";
 
@@ -179,6 +201,8 @@ mod tests {
             sub_state: "running".into(),
             main_pid: Some(812),
             restarts: 2,
+            main_started: 41_000_000,
+            entered_active: 42_000_000,
             result: "success".into(),
             program: Some("/usr/local/bin/bamf-agent".into()),
             fragment: Some("/etc/systemd/system/bamf-agent.service".into()),
@@ -193,6 +217,17 @@ mod tests {
     fn a_unit_that_does_not_exist_has_no_process_and_no_program() {
         let unit = Unit::from_show("MainPID=0\nLoadState=not-found\nActiveState=inactive\nExecStart=\nFragmentPath=\n");
         assert_eq!(unit, Unit::default());
+    }
+
+    #[test]
+    fn a_unit_between_two_starts_is_not_up_and_one_that_is_not_ready_yet_is() {
+        let unit = |shown: &str| Unit::from_show(&format!("LoadState=loaded\n{shown}"));
+        let waiting = unit("ActiveState=activating\nSubState=auto-restart\nMainPID=0\n");
+        assert!(waiting.waits_for_restart() && !waiting.is_up());
+        assert!(unit("ActiveState=activating\nSubState=auto-restart-queued\nMainPID=0\n").waits_for_restart());
+        let starting = unit("ActiveState=activating\nSubState=start\nMainPID=812\n");
+        assert!(starting.is_up() && !starting.waits_for_restart());
+        assert!(!unit("ActiveState=deactivating\nSubState=stop-sigterm\nMainPID=812\n").is_up());
     }
 
     #[test]

@@ -9,11 +9,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::fetch::disk_reason;
-use super::gate::{Expected, Identity, Symptom, Verdict};
+use super::gate::{Expected, Identity, Marks, Symptom, Verdict};
 use super::history::{History, Record};
 use super::journal::{self, Action, Began, Journal, KnownBad, Step, Transaction};
 use super::outcome::{Ending, Failure, Outcome};
-use super::recover::{self, Next, Running};
+use super::recover::{self, Disk, Next, Running};
 use super::state_dir::StateDir;
 use super::swap::{self, Paths};
 use super::{Event, Updater, watch};
@@ -23,6 +23,7 @@ use crate::durable;
 use crate::exit::{Exit, Reason};
 use crate::service::job::Verb;
 use crate::service::process;
+use crate::service::unit::Unit;
 
 /// From the request for a restart until there is another process: a stop may take as long as the unit allows it.
 const STOP_ALLOWANCE: Duration = Duration::from_secs(120);
@@ -56,6 +57,8 @@ pub(super) struct Drive<'a, 'u> {
     /// Filled with what is learned on the way.
     pub(super) outcome: &'a mut Outcome,
     restart_asked: Option<Instant>,
+    /// The unit right before that.
+    before_restart: Option<Marks>,
     began: Instant,
 }
 
@@ -66,7 +69,7 @@ impl<'a, 'u> Drive<'a, 'u> {
         paths: &'a Paths,
         outcome: &'a mut Outcome,
     ) -> Self {
-        Self { updater, state, paths, outcome, restart_asked: None, began: Instant::now() }
+        Self { updater, state, paths, outcome, restart_asked: None, before_restart: None, began: Instant::now() }
     }
 
     /// Goes on until nothing is left to do.
@@ -87,13 +90,13 @@ impl<'a, 'u> Drive<'a, 'u> {
                 (_, None) => return Ok(End::Nothing),
                 (_, Some(transaction)) => transaction.clone(),
             };
-            if let Some(end) = self.step(next, &transaction).await? {
+            if let Some(end) = self.step(next, &transaction, &disk).await? {
                 return Ok(end);
             }
         }
     }
 
-    async fn step(&mut self, next: Next, transaction: &Transaction) -> Result<Option<End>, Failure> {
+    async fn step(&mut self, next: Next, transaction: &Transaction, disk: &Disk) -> Result<Option<End>, Failure> {
         match next {
             Next::Nothing | Next::AskOperator(_) => Ok(Some(End::Nothing)),
             Next::DiscardStaging => {
@@ -109,11 +112,8 @@ impl<'a, 'u> Drive<'a, 'u> {
             Next::Restart => {
                 self.enter(Step::Restarting)?;
                 self.restart().await;
-                self.change(|transaction| {
-                    transaction.trial = Some(now());
-                    transaction.enter(Step::Trial);
-                })?;
-                Ok(None)
+                // At once: to look at the files first would be to look away from a start that fails.
+                self.judge(transaction).await.map(|()| None)
             }
             Next::AwaitStart => Ok(Some(End::AwaitsRestart(awaits(transaction)))),
             Next::ResumeGate => self.judge(transaction).await.map(|()| None),
@@ -124,7 +124,7 @@ impl<'a, 'u> Drive<'a, 'u> {
                 self.enter(Step::Restored)?;
                 Ok(None)
             }
-            Next::FinishRestore => self.finish_restore(transaction).await.map(Some),
+            Next::FinishRestore => self.finish_restore(transaction, disk).await.map(Some),
             Next::Abandon => {
                 self.forget()?;
                 let message =
@@ -147,19 +147,27 @@ impl<'a, 'u> Drive<'a, 'u> {
         };
         self.updater.tell(&Event::Message(format!("watching {} until it is connected", expected.version)));
         let since = self.restart_asked.unwrap_or_else(Instant::now);
-        let seen = watch::watch(self.updater, self.paths, expected, since).await?;
-        self.outcome.restart_ms = self.restart_asked.and(seen.connected_after).and_then(milliseconds);
-        self.outcome.sessions_after = seen.sessions;
-        match seen.verdict {
+        let seen = watch::watch(self.updater, self.paths, expected, self.before_restart, since).await?;
+        match &seen.verdict {
             Verdict::Unhealthy { why } => {
                 self.change(|transaction| transaction.enter_restore(Reason::Unhealthy, why.to_string()))
             }
             Verdict::KeepUnproven { why } => {
+                self.learn(&seen);
                 self.updater.tell(&Event::Warning(format!("the new version is kept although {why}")));
                 self.enter(Step::Committing)
             }
-            Verdict::Healthy | Verdict::Wait { .. } => self.enter(Step::Committing),
+            Verdict::Healthy | Verdict::Wait { .. } => {
+                self.learn(&seen);
+                self.enter(Step::Committing)
+            }
         }
+    }
+
+    /// What the version that stays says about the restart.
+    fn learn(&mut self, seen: &watch::Seen) {
+        self.outcome.restart_ms = self.restart_asked.and(seen.connected_after).and_then(milliseconds);
+        self.outcome.sessions_after = seen.sessions;
     }
 
     fn commit(&mut self, transaction: &Transaction) -> Result<End, Failure> {
@@ -180,8 +188,11 @@ impl<'a, 'u> Drive<'a, 'u> {
     }
 
     /// The old file is installed again: the service must run it, and the bad version is remembered.
-    async fn finish_restore(&mut self, transaction: &Transaction) -> Result<End, Failure> {
-        swap::restore(transaction.old.sha256, self.paths).map_err(swap_failed)?;
+    async fn finish_restore(&mut self, transaction: &Transaction, disk: &Disk) -> Result<End, Failure> {
+        // Nothing kept: the names are as they should be, and hashing the files would only keep sessions waiting.
+        if disk.kept.is_some() {
+            swap::restore(transaction.old.sha256, self.paths).map_err(swap_failed)?;
+        }
         let old = shown(transaction.old.version.as_ref());
         let new = shown(transaction.new.version.as_ref());
         let cause = transaction
@@ -191,7 +202,8 @@ impl<'a, 'u> Drive<'a, 'u> {
         let wants_running = transaction.service.was_running && !transaction.service.no_restart;
         let mut trouble = None;
         if wants_running {
-            if self.running().await != Running::Installed || self.service_failed().await {
+            // systemd may have started it by itself: what is on its way up is left alone.
+            if self.running().await != Running::Installed || !self.unit().await.is_up() {
                 self.restart().await;
             }
             trouble = self.check_old(transaction).await?;
@@ -234,19 +246,20 @@ impl<'a, 'u> Drive<'a, 'u> {
     async fn check_old(&mut self, transaction: &Transaction) -> Result<Option<Symptom>, Failure> {
         let Some(expected) = expected(transaction, transaction.old.version.as_deref()) else {
             // The Go agent has no control socket to ask; that its process runs must do.
-            return Ok(self.service_failed().await.then(|| Symptom::NotActive { state: "failed".into() }));
+            let unit = self.unit().await;
+            return Ok((!unit.is_up()).then(|| Symptom::NotActive { state: unit.active.word().to_owned() }));
         };
         let since = self.restart_asked.unwrap_or_else(Instant::now);
-        let seen = watch::watch(self.updater, self.paths, expected, since).await?;
-        self.outcome.restart_ms = self.restart_asked.and(seen.connected_after).and_then(milliseconds);
-        self.outcome.sessions_after = seen.sessions;
+        // It was healthy before: it has as many tries as a unit's crash may need.
+        let seen = watch::watch(self.updater, self.paths, expected, None, since).await?;
+        self.learn(&seen);
         Ok(match seen.verdict {
             Verdict::Unhealthy { why } => Some(why),
             Verdict::Healthy | Verdict::KeepUnproven { .. } | Verdict::Wait { .. } => None,
         })
     }
 
-    /// Asks for a restart and waits until another process is there, or the job is over. A job that fails is the new
+    /// Asks for a restart and waits until another process was started, or the job is over. A job that fails is the new
     /// version's doing as often as not: the watch finds out.
     ///
     /// Not until the job is over: a version that never says that it is ready keeps its start job waiting for as long as
@@ -260,13 +273,16 @@ impl<'a, 'u> Drive<'a, 'u> {
             tracing::debug!(error = %crate::http::chain(&error), "the failed state stays");
         }
         self.announce().await;
-        let before = self.main_process().await;
+        let look = async || services.unit(&unit).await.ok().as_ref().and_then(watch::marks);
+        let before = look().await;
+        self.before_restart = before;
         self.restart_asked = Some(Instant::now());
         let other_process = async {
             loop {
                 tokio::time::sleep(LOOK_EVERY).await;
-                let present = self.main_process().await;
-                if present.is_some() && present != before {
+                // By its start, not by its pid: it may have ended already.
+                let started = look().await.filter(|marks| marks.main_started != 0);
+                if started.is_some_and(|marks| before.is_none_or(|before| marks.main_started != before.main_started)) {
                     return;
                 }
             }
@@ -290,26 +306,18 @@ impl<'a, 'u> Drive<'a, 'u> {
         }
     }
 
-    /// The unit's main process, by pid and start time.
-    async fn main_process(&self) -> Option<(u32, u64)> {
-        let site = &self.updater.site;
-        let pid = site.services().unit(&site.place.unit).await.ok()?.main_pid?;
-        Some((pid, process::start_ticks(pid)?))
-    }
-
     async fn running(&self) -> Running {
-        let site = &self.updater.site;
-        let Ok(unit) = site.services().unit(&site.place.unit).await else { return Running::Nothing };
-        match unit.main_pid.map(|pid| process::runs(pid, &self.paths.installed).unwrap_or(false)) {
+        match self.unit().await.main_pid.map(|pid| process::runs(pid, &self.paths.installed).unwrap_or(false)) {
             Some(true) => Running::Installed,
             Some(false) => Running::Other,
             None => Running::Nothing,
         }
     }
 
-    async fn service_failed(&self) -> bool {
+    /// The unit; one that cannot be looked at is like one that does not run.
+    async fn unit(&self) -> Unit {
         let site = &self.updater.site;
-        site.services().unit(&site.place.unit).await.map_or(true, |unit| !unit.active.is_running())
+        site.services().unit(&site.place.unit).await.unwrap_or_default()
     }
 
     fn load(&mut self) -> Result<Journal, Failure> {

@@ -10,12 +10,17 @@
 //! *not connected* is excused while the updater itself cannot reach the API either.
 //!
 //! ```text
-//! observation ─┬─ failed unit, third restart, another identity ───────────────────────► Unhealthy, at once
+//! observation ─┬─ died before it was ever ready, failed unit, third restart,
+//!              │  another identity ───────────────────────────────────────────────────► Unhealthy, at once
 //!              ├─ all well, for SETTLE ───────────────────────────────────────────────► Healthy
 //!              ├─ local trouble for health_timeout ───────────────────────────────────► Unhealthy
 //!              ├─ local well, not connected, API answers for health_timeout ──────────► Unhealthy
 //!              └─ local well, not connected, API silent for OUTAGE_LIMIT, stable ─────► KeepUnproven
 //! ```
+//!
+//! Only a version that was never ready is given up at its first death: sessions of the version before wait in the unit's
+//! descriptor store meanwhile, and a start that failed once will most likely fail again. Whose death it was is told by
+//! systemd's own times ([`Marks`]), not by what happened to be seen: a process can be ready and dead between two looks.
 //!
 //! `now` is time since boot, suspend included ([`crate::clock::boottime`]): wall clocks jump. After a reboot a new gate begins; the
 //! journal's count of starts bounds how often.
@@ -66,6 +71,16 @@ pub struct Identity {
     pub certificate_not_before: Option<i64>,
 }
 
+/// Times that systemd keeps of a unit, in its own clock. They are compared with themselves only: one that is another than
+/// before means that it happened since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// When the latest main process was started; it may have ended since.
+    pub main_started: u64,
+    /// When the unit became active last, that is, when a process was ready; 0 if never.
+    pub entered_active: u64,
+}
+
 /// What was seen at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation {
@@ -81,9 +96,13 @@ pub struct Observation {
     pub runs_new_file: bool,
     /// Automatic restarts since the trial began.
     pub restarts: u32,
+    /// The main process has ended and systemd is about to start another one by itself.
+    pub waits_for_restart: bool,
+    /// `None` where the unit could not be looked at.
+    pub marks: Option<Marks>,
     /// The control socket's answer; `None` where there is none.
     pub agent: Option<Report>,
-    /// The updater itself reaches the API.
+    /// The updater itself reaches the API, as far as it has asked.
     pub api_reachable: bool,
 }
 
@@ -137,6 +156,12 @@ pub enum Symptom {
         /// How often.
         restarts: u32,
     },
+    /// It has ended, and at no time was it ready.
+    #[error("the new version ended before it was ready (result `{result}`)")]
+    DiedUnready {
+        /// systemd's word.
+        result: String,
+    },
     /// The unit does not run.
     #[error("the unit is {state}, not active{}", not_ready(state))]
     NotActive {
@@ -181,10 +206,12 @@ pub enum Symptom {
     Unstable,
 }
 
-/// The gate of one trial. Feed it with [`Gate::observe`] every half second or so until it says anything but `Wait`.
+/// The gate of one trial. Feed it with [`Gate::observe`] some times a second until it says anything but `Wait`.
 #[derive(Clone, Debug)]
 pub struct Gate {
     expected: Expected,
+    /// The unit right before the restart into the new version; `None` where nobody looked.
+    before: Option<Marks>,
     /// When the trial began. Invariant: every deadline is at most [`Gate::last_deadline`] after it.
     began: Duration,
     process: Option<(u32, u64)>,
@@ -201,11 +228,13 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// A trial that began at `now`, right after the restart.
+    /// A trial that began at `now`, right after the restart. `before` is the unit right before it, with the new file in place
+    /// already; without it no death is taken for one before the new version was ready.
     #[must_use]
-    pub const fn new(expected: Expected, now: Duration) -> Self {
+    pub const fn new(expected: Expected, before: Option<Marks>, now: Duration) -> Self {
         Self {
             expected,
+            before,
             began: now,
             process: None,
             sound_since: None,
@@ -254,6 +283,9 @@ impl Gate {
 
     /// What no waiting can mend.
     fn beyond_repair(&self, seen: &Observation) -> Option<Symptom> {
+        if self.died_unready(seen) {
+            return Some(Symptom::DiedUnready { result: seen.result.clone() });
+        }
         if seen.restarts >= RESTARTS_LIMIT {
             return Some(Symptom::CrashLoop { restarts: seen.restarts });
         }
@@ -262,6 +294,15 @@ impl Gate {
         }
         let report = seen.agent.as_ref().filter(|report| seen.runs_new_file && report.connected)?;
         other_identity(self.expected.identity.as_ref()?, &report.identity)
+    }
+
+    /// The process that has just ended was started from the new file, and no process of it was ever ready.
+    fn died_unready(&self, seen: &Observation) -> bool {
+        let (Some(before), Some(marks)) = (self.before, seen.marks) else { return false };
+        let started = marks.main_started != before.main_started;
+        let was_ready = marks.entered_active != before.entered_active;
+        // No restart of its own follows on an end that somebody asked for.
+        started && !was_ready && seen.waits_for_restart && seen.result != "success"
     }
 
     fn local_trouble(&self, seen: &Observation) -> Option<Symptom> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Updater;
-use super::gate::{Expected, Gate, Identity, Observation, Report, Verdict};
+use super::gate::{Expected, Gate, Identity, Marks, Observation, Report, Verdict};
 use super::outcome::Failure;
 use super::site;
 use super::swap::Paths;
@@ -17,8 +17,8 @@ use crate::platform::version;
 use crate::service::process;
 use crate::service::unit::Unit;
 
-/// How often to look. A restart takes a tenth of a second, and looking costs next to nothing.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often to look. Sessions may stand still meanwhile, and looking costs next to nothing.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How often the API is asked by the updater itself while the agent is not connected.
 const ASK_API_EVERY: Duration = Duration::from_secs(2);
 /// An API that hangs is away, and must not keep the watch from seeing a crash loop.
@@ -35,16 +35,18 @@ pub(super) struct Seen {
     pub(super) sessions: Option<u64>,
 }
 
-/// Watches until there is a verdict. `since` is when the restart was asked for.
+/// Watches until there is a verdict. `since` is when the restart was asked for, `before` the unit right before, where a
+/// version may be given up at its first death.
 pub(super) async fn watch(
     updater: &Updater<'_>,
     paths: &Paths,
     expected: Expected,
+    before: Option<Marks>,
     since: Instant,
 ) -> Result<Seen, Failure> {
     let client = http::client(&updater.config.network, Purpose::Platform, &updater.build.version.to_string())
         .map_err(|error| Failure::new(Reason::ConfigInvalid, &error))?;
-    let mut gate = Gate::new(expected.clone(), clock::boottime());
+    let mut gate = Gate::new(expected.clone(), before, clock::boottime());
     let mut api = ApiProbe { client, asked: None, reachable: true };
     let mut restarts = Restarts::default();
     let mut seen = Seen { verdict: Verdict::Healthy, connected_after: None, sessions: None };
@@ -71,6 +73,7 @@ pub(super) async fn watch(
 struct ApiProbe {
     client: reqwest::Client,
     asked: Option<Instant>,
+    /// The last answer; true before the first.
     reachable: bool,
 }
 
@@ -116,17 +119,33 @@ async fn observe(updater: &Updater<'_>, paths: &Paths, api: &mut ApiProbe, resta
     };
     let status = site::ask(updater.config).await;
     let connected = status.as_ref().is_some_and(|status| status.api.connected);
+    let api_reachable = if connected {
+        // Proof enough.
+        true
+    } else if unit.active.is_running() {
+        api.reachable(&updater.config.platform_url).await
+    } else {
+        // The API cannot be to blame, and an answer may take so long that the failure of a start is not seen.
+        api.reachable
+    };
     Observation {
         now: clock::boottime(),
         result: unit.result.clone(),
         process: unit.main_pid.and_then(|pid| Some((pid, process::start_ticks(pid)?))),
         runs_new_file: unit.main_pid.is_some_and(|pid| process::runs(pid, &paths.installed).unwrap_or(false)),
         restarts: restarts.count(&unit),
+        waits_for_restart: unit.waits_for_restart(),
+        marks: marks(&unit),
+        api_reachable,
         active: unit.active,
-        // A connected agent is proof enough; the API is asked only where it could be to blame.
-        api_reachable: connected || api.reachable(&updater.config.platform_url).await,
         agent: status.as_ref().map(report),
     }
+}
+
+/// What the gate compares; `None` where the unit could not be looked at.
+pub(super) fn marks(unit: &Unit) -> Option<Marks> {
+    let Unit { main_started, entered_active, .. } = *unit;
+    unit.loaded.then_some(Marks { main_started, entered_active })
 }
 
 fn report(status: &Status) -> Report {

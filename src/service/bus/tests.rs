@@ -119,6 +119,7 @@ fn all() -> HashMap<&'static str, Variant<'static>> {
         ("ActiveState", Variant::from("active")),
         ("MainPID", Variant::from(812_u32)),
         ("NRestarts", Variant::from(2_u32)),
+        ("ActiveEnterTimestampMonotonic", Variant::from(42_000_000_u64)),
         ("ExecStart", Variant::from(vec![("/usr/local/bin/bamf-agent", 1_u64)])),
         ("Noise", Variant::from(true)),
     ])
@@ -181,5 +182,6 @@ async fn a_units_properties_are_read() {
     let tasks = Tasks::new();
     let unit = played(Play::Silent, &tasks).await.unit(UNIT).await.unwrap();
     assert_eq!((unit.active, unit.main_pid, unit.restarts), (Active::Active, Some(812), 2));
+    assert_eq!((unit.main_started, unit.entered_active), (0, 42_000_000));
     assert_eq!(unit.program, Some("/usr/local/bin/bamf-agent".into()));
 }

@@ -18,8 +18,15 @@ fn identity() -> Identity {
 }
 
 fn gate(health_timeout: Duration) -> Gate {
-    Gate::new(Expected { version: "1.2.0".into(), identity: Some(identity()), health_timeout }, BEGAN)
+    Gate::new(Expected { version: "1.2.0".into(), identity: Some(identity()), health_timeout }, Some(BEFORE), BEGAN)
 }
+
+/// The version before was started and got ready at these times.
+const BEFORE: Marks = Marks { main_started: 10, entered_active: 20 };
+/// The new version was started and is not ready.
+const STARTED: Marks = Marks { main_started: 30, ..BEFORE };
+/// The new version was started and got ready.
+const READY: Marks = Marks { main_started: 30, entered_active: 40 };
 
 /// All is well, `second` seconds into the trial.
 fn well(second: u64) -> Observation {
@@ -30,6 +37,8 @@ fn well(second: u64) -> Observation {
         process: Some((100, 1)),
         runs_new_file: true,
         restarts: 0,
+        waits_for_restart: false,
+        marks: Some(READY),
         agent: Some(Report { version: "1.2.0".into(), connected: true, identity: identity(), last_error: None }),
         api_reachable: true,
     }
@@ -197,6 +206,62 @@ fn the_third_crash_and_a_failed_unit_end_the_trial_at_once_even_in_an_outage() {
     assert_eq!((second, unhealthy(&verdict)), (0, &Symptom::UnitFailed { result: "exit-code".into() }));
 }
 
+/// The main process has ended with an error, and systemd will start it again by itself.
+fn died(marks: Marks) -> Observation {
+    Observation {
+        active: Active::Activating,
+        result: "exit-code".into(),
+        process: None,
+        runs_new_file: false,
+        waits_for_restart: true,
+        marks: Some(marks),
+        agent: None,
+        ..well(0)
+    }
+}
+
+#[test]
+fn a_version_that_dies_before_it_is_ready_is_given_up_at_once_even_in_an_outage() {
+    for api_reachable in [true, false] {
+        let (second, verdict) = run(|_| Observation { api_reachable, ..died(STARTED) });
+        let why = Symptom::DiedUnready { result: "exit-code".into() };
+        assert_eq!((second, unhealthy(&verdict)), (0, &why));
+        assert_eq!(why.to_string(), "the new version ended before it was ready (result `exit-code`)");
+    }
+}
+
+#[test]
+fn a_crash_is_waited_out_where_it_may_be_another_versions_or_the_version_was_ready() {
+    let never_active = Marks { entered_active: 0, ..STARTED };
+    let cases = [
+        ("the version before died during its own stop", died(BEFORE)),
+        ("it was ready, if only between two looks", died(READY)),
+        ("it ended as it should", Observation { result: "success".into(), ..died(STARTED) }),
+        ("systemd does not start it again, it ends it", Observation { waits_for_restart: false, ..died(STARTED) }),
+        ("the unit cannot be looked at", Observation { marks: None, ..died(STARTED) }),
+        ("it is the second start", Observation { waits_for_restart: false, restarts: 1, ..died(STARTED) }),
+    ];
+    for (what, seen) in cases {
+        assert!(matches!(gate(HEALTH).observe(&seen), Verdict::Wait { .. }), "{what}");
+    }
+    let unknown = |before| Gate::new(gate(HEALTH).expected, before, BEGAN).observe(&died(never_active));
+    assert!(matches!(unknown(None), Verdict::Wait { .. }), "nobody looked before the restart");
+    let never = unknown(Some(Marks { entered_active: 0, ..BEFORE }));
+    assert!(matches!(never, Verdict::Unhealthy { .. }), "no version was ever ready since the boot");
+}
+
+#[test]
+fn a_version_that_was_sound_and_then_crashes_has_three_tries() {
+    let mut gate = gate(HEALTH);
+    assert!(matches!(gate.observe(&well(0)), Verdict::Wait { .. }));
+    assert!(matches!(gate.observe(&died(READY)), Verdict::Wait { .. }));
+    // Its second process dies before it is ready; the first one was.
+    let again = Marks { main_started: 50, ..READY };
+    assert!(matches!(gate.observe(&Observation { restarts: 1, ..died(again) }), Verdict::Wait { .. }));
+    let third = gate.observe(&Observation { restarts: 3, ..died(again) });
+    assert_eq!(unhealthy(&third), &Symptom::CrashLoop { restarts: 3 });
+}
+
 #[test]
 fn a_process_that_connects_and_dies_is_not_committed() {
     // Two seconds of health, then another process, by other hands than systemd's.
@@ -284,6 +349,9 @@ prop_compose! {
         process in prop::option::weighted(0.9, (1_u32..4, 0_u64..3)),
         runs_new_file in prop::bool::weighted(0.9),
         restarts in 0_u32..3,
+        main_started in prop::sample::select(vec![10_u64, 30, 50]),
+        entered_active in prop::sample::select(vec![20_u64, 40]),
+        waits_for_restart in prop::bool::weighted(0.1),
         answers in prop::bool::weighted(0.9),
         connected in any::<bool>(),
         right_version in prop::bool::weighted(0.9),
@@ -293,7 +361,21 @@ prop_compose! {
         let version = if right_version { "1.2.0" } else { "1.1.0" };
         let report = Report { version: version.into(), connected, identity: identity(), last_error: None };
         let agent = answers.then_some(report);
-        (step_ms, Observation { active, process, runs_new_file, restarts, agent, api_reachable, ..well(0) })
+        let marks = Some(Marks { main_started, entered_active });
+        let result = if waits_for_restart { "exit-code" } else { "success" }.to_owned();
+        let seen = Observation {
+            active,
+            result,
+            process,
+            runs_new_file,
+            restarts,
+            waits_for_restart,
+            marks,
+            agent,
+            api_reachable,
+            ..well(0)
+        };
+        (step_ms, seen)
     }
 }
 
@@ -318,6 +400,9 @@ proptest! {
                 Verdict::Healthy => prop_assert!(connected && seen.runs_new_file && seen.active.is_running()),
                 Verdict::KeepUnproven { .. } => {
                     prop_assert!(seen.runs_new_file && seen.active.is_running() && seen.agent.is_some());
+                }
+                Verdict::Unhealthy { why: Symptom::DiedUnready { .. } } => {
+                    prop_assert!(seen.waits_for_restart && seen.marks.is_some_and(|marks| marks.main_started != 10));
                 }
                 Verdict::Unhealthy { .. } => prop_assert!(now - BEGAN >= HEALTH, "blamed before its time"),
             }
