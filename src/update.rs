@@ -209,7 +209,7 @@ impl<'u> Updater<'u> {
 
     async fn try_rollback(&mut self, no_restart: bool, by: &str, outcome: &mut Outcome) -> Result<End, Stop> {
         let work = self.begin().await?;
-        self.turn_back(&work, no_restart, by)?;
+        self.turn_back(&work, no_restart, by).await?;
         self.finish_unfinished(&work, outcome).await?;
         let disk = work.paths.look().map_err(disk_failed)?;
         let (Some(installed), Some(kept)) = (disk.installed, disk.kept) else {
@@ -255,12 +255,13 @@ impl<'u> Updater<'u> {
             self.tell(&Event::Message(format!("an earlier change to {what} was cut off: finishing it first")));
             outcome.from.clone_from(&transaction.from().version);
             outcome.to.clone_from(&transaction.to().version);
+            outcome.sessions_before = transaction.service.sessions;
         }
         match Drive::new(self, &work.state, &work.paths, outcome).run().await? {
             End::Nothing => Ok(()),
             End::Dropped(message) => {
                 self.tell(&Event::Message(message));
-                outcome.to = None;
+                (outcome.to, outcome.sessions_before) = (None, None);
                 Ok(())
             }
             end @ (End::Committed(_) | End::Restored(_) | End::WentBack(_) | End::AwaitsRestart(_)) => {
@@ -279,14 +280,17 @@ impl<'u> Updater<'u> {
 
     /// A version that is installed but not confirmed yet is what the operator wants to leave: the change to it becomes
     /// the way back from it.
-    fn turn_back(&mut self, work: &Work, no_restart: bool, by: &str) -> Result<(), Failure> {
+    async fn turn_back(&mut self, work: &Work, no_restart: bool, by: &str) -> Result<(), Failure> {
         let Some(transaction) = self.unfinished(work)? else { return Ok(()) };
         let installed = work.paths.look().map_err(disk_failed)?.installed;
         if transaction.action == Action::Rollback || installed != Some(transaction.new.sha256) {
             return Ok(());
         }
+        // Those of now: the change may have waited for days.
+        let sessions = site::ask(self.config).await.map(|status| status.sessions.active);
         Journal::change_transaction(&work.state.journal(), |transaction| {
             transaction.action = Action::Rollback;
+            transaction.service.sessions = sessions;
             transaction.service.no_restart = no_restart;
             by.clone_into(&mut transaction.by);
             transaction.cause = None;
