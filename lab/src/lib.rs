@@ -6,6 +6,7 @@ pub mod binaries;
 pub mod bridge;
 pub mod cable;
 pub mod client;
+pub mod crowd;
 pub mod demo;
 pub mod machine;
 pub mod pattern;

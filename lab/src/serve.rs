@@ -41,25 +41,27 @@ impl Network {
         Ok(nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)?)
     }
 
+    /// Does something on a thread that has entered this network, and waits for it. Programs started there are inside too.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered (that needs root).
+    pub fn within<T: Send>(&self, act: impl FnOnce() -> T + Send) -> io::Result<T> {
+        if let Self::Host = self {
+            return Ok(act());
+        }
+        // setns(2) changes the calling thread only, so a thread is spent on it.
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| self.enter().map(|()| act()));
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// Binds a TCP listener on 127.0.0.1 of this network. Port 0 asks for a free one.
     ///
     /// # Errors
     /// The address is taken, or the namespace cannot be entered (that needs root).
     pub fn bind(&self, port: u16) -> io::Result<TcpListener> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        match self {
-            Self::Host => TcpListener::bind(address),
-            Self::Namespace(path) => {
-                let namespace = std::fs::File::open(path)?;
-                // setns(2) changes the calling thread only, so a thread is spent on it.
-                std::thread::spawn(move || {
-                    nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
-                    TcpListener::bind(address)
-                })
-                .join()
-                .map_err(|_| io::Error::other("the binding thread panicked"))?
-            }
-        }
+        self.within(|| TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))))?
     }
 
     /// Holds a port while nobody listens on it: bound but not listening, so that connections are refused and yet no other

@@ -1,12 +1,15 @@
-//! Real servers to reach through the agent: PostgreSQL and sshd, each in a directory of its own on a free port.
+//! Real servers to reach through the agent: PostgreSQL and sshd, each in a directory of its own on a free port, of this host or of a machine.
 
+use std::ffi::OsStr;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+use crate::serve::Network;
 
 /// How long a server may take to answer after its start.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -35,14 +38,15 @@ impl Error {
     }
 }
 
-fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+fn free_port(network: &Network) -> io::Result<u16> {
+    Ok(network.bind(0)?.local_addr()?.port())
 }
 
-fn wait_for_port(port: u16, child: &mut Child) -> Result<(), Error> {
+fn wait_for_port(network: &Network, port: u16, child: &mut Child) -> Result<(), Error> {
     let begun = Instant::now();
     while begun.elapsed() < START_LIMIT {
-        if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        let connected = network.within(|| TcpStream::connect((Ipv4Addr::LOCALHOST, port)));
+        if connected.is_ok_and(|connected| connected.is_ok()) {
             return Ok(());
         }
         if let Ok(Some(status)) = child.try_wait() {
@@ -71,11 +75,11 @@ struct Server {
 
 impl Server {
     /// Starts it and waits until it listens.
-    fn launch(command: &mut Command, port: u16, directory: TempDir) -> Result<Self, Error> {
+    fn launch(network: &Network, command: &mut Command, port: u16, directory: TempDir) -> Result<Self, Error> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().map_err(|error| Error::failed("start", error))?;
         let mut server = Self { child, port, directory };
-        wait_for_port(port, &mut server.child)?;
+        wait_for_port(network, port, &mut server.child)?;
         Ok(server)
     }
 }
@@ -92,11 +96,19 @@ impl Drop for Server {
 pub struct Postgres(Server);
 
 impl Postgres {
-    /// Makes a database cluster and starts it.
+    /// [`Self::start_in`] on this host.
     ///
     /// # Errors
     /// See [`Error`].
     pub fn start() -> Result<Self, Error> {
+        Self::start_in(&Network::Host)
+    }
+
+    /// Makes a database cluster and starts it in this network.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn start_in(network: &Network) -> Result<Self, Error> {
         let programs = newest_postgres().ok_or(Error::Missing("postgresql"))?;
         let directory = tempfile::tempdir().map_err(|error| Error::failed("make a directory", error))?;
         let data = directory.path().join("data");
@@ -105,15 +117,18 @@ impl Postgres {
             run("chown", Command::new("chown").arg("postgres").arg(directory.path()))?;
         }
         let initdb = programs.join("initdb");
-        run("initdb", as_postgres(&initdb).arg("-D").arg(&data).args(["-U", "lab", "-A", "trust", "--no-sync"]))?;
-        let port = free_port().map_err(|error| Error::failed("find a port", error))?;
+        run(
+            "initdb",
+            as_postgres(&Network::Host, &initdb).arg("-D").arg(&data).args(["-U", "lab", "-A", "trust", "--no-sync"]),
+        )?;
+        let port = free_port(network).map_err(|error| Error::failed("find a port", error))?;
         let settings = ["fsync=off", "listen_addresses=127.0.0.1", "unix_socket_directories="];
-        let mut command = as_postgres(&programs.join("postgres"));
+        let mut command = as_postgres(network, &programs.join("postgres"));
         command.arg("-D").arg(&data).args(["-p", &port.to_string()]);
         for setting in settings {
             command.args(["-c", setting]);
         }
-        Server::launch(&mut command, port, directory).map(Self)
+        Server::launch(network, &mut command, port, directory).map(Self)
     }
 
     /// Where it listens, on 127.0.0.1.
@@ -130,14 +145,22 @@ fn newest_postgres() -> Option<PathBuf> {
     Some(newest.join("bin")).filter(|programs| programs.join("initdb").exists())
 }
 
+/// A command in a network. The caller's own thread starts it: a program that is to die with its parent dies with that thread.
+fn in_network(network: &Network, program: impl AsRef<OsStr>) -> Command {
+    let Network::Namespace(path) = network else { return Command::new(program) };
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", path.display())).arg("--").arg(program);
+    command
+}
+
 /// A command as the user `postgres` where we are root, else as ourselves.
-fn as_postgres(program: &Path) -> Command {
+fn as_postgres(network: &Network, program: &Path) -> Command {
     let mut command = if nix::unistd::geteuid().is_root() {
-        let mut command = Command::new("setpriv");
+        let mut command = in_network(network, "setpriv");
         command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig=KILL", "--"]).arg(program);
         command
     } else {
-        Command::new(program)
+        in_network(network, program)
     };
     command.current_dir("/");
     command
@@ -148,11 +171,19 @@ fn as_postgres(program: &Path) -> Command {
 pub struct Sshd(Server);
 
 impl Sshd {
-    /// Makes keys and starts it.
+    /// [`Self::start_in`] on this host.
     ///
     /// # Errors
     /// See [`Error`].
     pub fn start() -> Result<Self, Error> {
+        Self::start_in(&Network::Host)
+    }
+
+    /// Makes keys and starts it in this network.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn start_in(network: &Network) -> Result<Self, Error> {
         let program = Path::new("/usr/sbin/sshd");
         if !program.exists() {
             return Err(Error::Missing("openssh-server"));
@@ -162,7 +193,7 @@ impl Sshd {
             let path = directory.path().join(key);
             run("ssh-keygen", Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(path))?;
         }
-        let port = free_port().map_err(|error| Error::failed("find a port", error))?;
+        let port = free_port(network).map_err(|error| Error::failed("find a port", error))?;
         let path = |name: &str| directory.path().join(name).display().to_string();
         let config = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nUsePAM no\n\
@@ -173,9 +204,9 @@ impl Sshd {
         std::fs::write(path("config"), config).map_err(|error| Error::failed("write the configuration", error))?;
         // sshd insists on it, and packages make it at boot only.
         drop(std::fs::create_dir_all("/run/sshd"));
-        let mut command = Command::new(program);
+        let mut command = in_network(network, program);
         command.args(["-D", "-f", &path("config")]);
-        Server::launch(&mut command, port, directory).map(Self)
+        Server::launch(network, &mut command, port, directory).map(Self)
     }
 
     /// Where it listens, on 127.0.0.1.

@@ -119,6 +119,7 @@ impl Target {
     /// | path | answer |
     /// |---|---|
     /// | `/big/N`, `/chunked/N`, `/close-delimited/N`, `/http10/N` | N pattern bytes, framed in this way |
+    /// | `/steady/N/RATE` | N pattern bytes with their length, RATE of them a second |
     /// | `/sink` | the length of the body, checked against the pattern |
     /// | `/status/N` | this status and no body |
     /// | `/redirect/WHERE` | 302 to `/WHERE` with a cookie |
@@ -126,6 +127,7 @@ impl Target {
     /// | `/slow/MS` | an answer after so many milliseconds |
     /// | `/reset/N` | a longer body, of which N bytes come before a reset |
     /// | `/sse/N`, `/sse-endless`, `/sse-silent` | N events and the end; events for ever; one event and silence |
+    /// | `/sse-every/MS` | events for ever, so many milliseconds apart |
     /// | `/ws`, `/ws-greeting` | a WebSocket that echoes; its first message comes with the head of the answer |
     /// | `/app` | a page whose script uses a WebSocket, an event stream and a long body |
     /// | `/ws-refused` | 403 with a body, whatever the request wants |

@@ -309,6 +309,24 @@ impl Events {
         next.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
     }
 
+    /// The next bytes of the body as they come, for what is no event stream; `None` at the end.
+    ///
+    /// # Errors
+    /// The answer was cut, or is silent for longer than `limit`.
+    pub async fn piece(&mut self, limit: Duration) -> Result<Option<Bytes>, Error> {
+        let next = tokio::time::timeout(limit, self.data()).await;
+        next.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+    }
+
+    async fn data(&mut self) -> Result<Option<Bytes>, Error> {
+        while let Some(frame) = self.body.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
+    }
+
     async fn read(&mut self) -> Result<Option<String>, Error> {
         loop {
             if let Some((event, rest)) = self.text.split_once("\n\n") {
@@ -319,13 +337,9 @@ impl Events {
             if self.text.len() > MOST_EVENT {
                 return Err(io::Error::other("an event does not end").into());
             }
-            match self.body.frame().await {
+            match self.data().await? {
                 None => return Ok(None),
-                Some(frame) => {
-                    if let Ok(data) = frame?.into_data() {
-                        self.text.push_str(&String::from_utf8_lossy(&data));
-                    }
-                }
+                Some(data) => self.text.push_str(&String::from_utf8_lossy(&data)),
             }
         }
     }

@@ -66,8 +66,11 @@ fn answer(
     shared.note(|seen| seen.requested(request.clone()));
     match site {
         "big" | "chunked" | "close-delimited" | "http10" => sites::bulk(connection, &request, site, number, shared),
+        "steady" => sites::steady(connection, argument, shared),
         "reset" => sites::reset(connection, number, shared),
-        "never" | "slow" | "sse" | "sse-endless" | "sse-silent" => sites::slow(connection, site, number, shared),
+        "never" | "slow" | "sse" | "sse-endless" | "sse-every" | "sse-silent" => {
+            sites::slow(connection, site, number, shared)
+        }
         "both-lengths" | "two-lengths" | "bad-chunk" | "huge-head" | "garbage" => sites::malformed(connection, site),
         _ => sites::plain(connection, &request, (site, argument)),
     }

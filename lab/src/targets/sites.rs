@@ -103,6 +103,15 @@ fn chunks(connection: &mut Connection, length: u64, shared: &Shared) -> io::Resu
     connection.send("0\r\n\r\n")
 }
 
+/// The pattern at a rate; both numbers stand in `argument`.
+pub(super) fn steady(connection: &mut Connection, argument: &str, shared: &Shared) -> io::Result<After> {
+    let mut numbers = argument.split('/').map(|number| number.parse::<u64>().unwrap_or_default());
+    let (length, rate) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or(u64::MAX));
+    connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n"))?;
+    tcp::send_slowly(&mut connection.stream, &mut Pattern::default(), length, rate, shared)?;
+    Ok(After::Keep)
+}
+
 /// Announces more than comes.
 pub(super) fn reset(connection: &mut Connection, length: u64, shared: &Shared) -> io::Result<After> {
     connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", length + 1_000_000))?;
@@ -133,9 +142,10 @@ pub(super) fn slow(connection: &mut Connection, site: &str, number: u64, shared:
         "sse-silent" => 1,
         _ => u64::MAX,
     };
+    let pause = if site == "sse-every" { Duration::from_millis(number) } else { EVENT_PAUSE };
     for event in 1..=events {
-        if site == "sse-endless" {
-            wait(connection, EVENT_PAUSE)?;
+        if matches!(site, "sse-endless" | "sse-every") {
+            wait(connection, pause)?;
         }
         let event = format!("id: {event}\nevent: tick\ndata: {{\"number\":{event}}}\n\n");
         connection.send(format!("{:x}\r\n{event}\r\n", event.len()))?;

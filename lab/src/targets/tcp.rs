@@ -50,6 +50,11 @@ pub enum Tcp {
     Grumble(u64),
     /// Sends this much of the pattern before it reads anything, then reads everything.
     Stubborn(u64),
+    /// Sends as much more of the pattern as each eight bytes ask for (big endian), at most this many bytes a second.
+    Portions(u64),
+    /// Reads everything and compares it with the pattern, and says after every read how much there was in all: eight bytes,
+    /// big endian.
+    Receipts,
 }
 
 pub(super) fn serve(behaviour: &Tcp, mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
@@ -98,6 +103,8 @@ pub(super) fn serve(behaviour: &Tcp, mut stream: TcpStream, shared: &Shared) -> 
             send_pattern(&mut stream, *total, shared)?;
             drain(stream, shared)
         }
+        Tcp::Portions(rate) => portions(stream, *rate, shared),
+        Tcp::Receipts => receipts(stream, shared),
     }
 }
 
@@ -159,6 +166,57 @@ fn sink(mut stream: TcpStream, rate: u64, shared: &Shared) -> io::Result<()> {
         if rate != u64::MAX {
             let due = Duration::from_secs_f64(pattern.position() as f64 / rate as f64);
             std::thread::sleep(due.saturating_sub(began.elapsed()));
+        }
+    }
+}
+
+fn portions(mut stream: TcpStream, rate: u64, shared: &Shared) -> io::Result<()> {
+    let (mut pattern, mut asked) = (Pattern::default(), [0; 8]);
+    loop {
+        match stream.read_exact(&mut asked) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            read => read?,
+        }
+        shared.note(|seen| seen.received += asked.len() as u64);
+        send_slowly(&mut stream, &mut pattern, u64::from_be_bytes(asked), rate, shared)?;
+    }
+}
+
+/// Writes the next `length` bytes of the pattern, evenly, at most `rate` of them a second.
+pub(super) fn send_slowly(
+    stream: &mut TcpStream,
+    pattern: &mut Pattern,
+    length: u64,
+    rate: u64,
+    shared: &Shared,
+) -> io::Result<()> {
+    let (first, began) = (pattern.position(), Instant::now());
+    let mut buffer = vec![0; usize::try_from(rate / 20).unwrap_or(BUFFER).clamp(1, BUFFER)];
+    while pattern.position() < first + length {
+        let left = usize::try_from(first + length - pattern.position()).unwrap_or(BUFFER);
+        let piece = left.min(buffer.len());
+        pattern.fill(&mut buffer[..piece]);
+        stream.write_all(&buffer[..piece])?;
+        shared.note(|seen| seen.sent += piece as u64);
+        let due = Duration::from_secs_f64((pattern.position() - first) as f64 / rate as f64);
+        std::thread::sleep(due.saturating_sub(began.elapsed()));
+    }
+    Ok(())
+}
+
+fn receipts(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
+    let (mut pattern, mut buffer) = (Pattern::default(), vec![0; BUFFER]);
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return Ok(()),
+            count => {
+                if let Err(mismatch) = pattern.check(&buffer[..count]) {
+                    shared.note(|seen| seen.complaints.push(mismatch.to_string()));
+                    return Ok(());
+                }
+                shared.note(|seen| seen.received += count as u64);
+                stream.write_all(&pattern.position().to_be_bytes())?;
+            }
         }
     }
 }
