@@ -15,6 +15,7 @@ pub mod board;
 mod bridges;
 mod commands;
 mod edges;
+mod handover;
 mod health;
 mod heartbeat;
 mod reaction;
@@ -36,6 +37,7 @@ use self::bridges::Bridges;
 use self::edges::Edges;
 use crate::config::Config;
 use crate::control::{self, Announced};
+use crate::handoff::Inheritance;
 use crate::http;
 use crate::identity::{self, Identity, Store, instance::Instance};
 use crate::platform::Client;
@@ -147,12 +149,17 @@ impl Context {
 pub async fn run(config: Config, warnings: &[String], build: &Build) -> Result<(), Error> {
     let mut signals = shutdown::Signals::install().map_err(Error::Signals)?;
     let config = Arc::new(config);
+    let board = Board::new(&config, build)?;
+    tracing::info!(version = %build.version, platform = %config.platform_url, "bamf-agent starts");
+    let work = Tasks::new();
+    let tunnels = Tunnels::new(config.resources.clone(), board.metrics.sessions.clone(), work.clone());
+    // Before anything else: people are waiting.
+    let adopted = handover::adopt(Inheritance::take(), &tunnels);
+    tokio::task::yield_now().await;
     let store = Store::new(&config.data_dir);
     store.prepare()?;
     let _lock = store.lock()?;
     let stored = store.load()?;
-    let board = Board::new(&config, build)?;
-    tracing::info!(version = %build.version, platform = %config.platform_url, "bamf-agent starts");
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -173,7 +180,7 @@ pub async fn run(config: Config, warnings: &[String], build: &Build) -> Result<(
         identity?
     };
     let Some(identity) = identity else { return Ok(()) };
-    let (context, mut verdicts) = context(config, client, store, board, identity);
+    let (context, mut verdicts) = context(config, client, store, board, identity, Sessions { work, tunnels, adopted });
     let tasks = &context.tasks;
     // Before anything else: web requests may be waiting, and the platform will not ask again (protocol chapter 16).
     context.relay.reconnect();
@@ -185,9 +192,18 @@ pub async fn run(config: Config, warnings: &[String], build: &Build) -> Result<(
     notify::ready();
 
     let verdict = watch.during(verdicts.recv(), &mut signals).await.flatten();
-    shutdown::in_order(&context, &announced, &mut signals, verdict.is_none()).await;
+    if shutdown::in_order(&context, &announced, &mut signals, verdict.is_none()).await == shutdown::Left::Everything {
+        return Ok(());
+    }
     local.shut_down(shutdown::TASK_LIMIT).await;
     verdict.map_or(Ok(()), Err)
+}
+
+/// What runs before it is known who the agent is.
+struct Sessions {
+    work: Tasks,
+    tunnels: Tunnels,
+    adopted: handover::Adopted,
 }
 
 /// Puts together what the tasks share, once it is known who the agent is.
@@ -197,8 +213,14 @@ fn context(
     store: Store,
     board: Board,
     identity: Identity,
+    sessions: Sessions,
 ) -> (Context, mpsc::Receiver<Error>) {
+    let Sessions { work, tunnels, adopted } = sessions;
     let instance = Instance::load(store.directory());
+    let instance = match &adopted.instance_id {
+        Some(id) => instance.continuing(id),
+        None => instance,
+    };
     if let Err(error) = instance.write(store.directory()) {
         tracing::warn!(error = %http::chain(&error), "the instance id is not kept for the next start");
     }
@@ -207,8 +229,6 @@ fn context(
     let (session, _) = watch::channel(Session { client: client.as_agent(&identity), identity });
     let (verdict, verdicts) = mpsc::channel(1);
     let instance = Arc::new(instance);
-    let work = Tasks::new();
-    let tunnels = Tunnels::new(config.resources.clone(), board.metrics.sessions.clone(), work.clone());
     let relay = relay::start(relay::Config {
         dial: Bridges::new(session.subscribe()),
         resources: config.resources.clone(),
@@ -217,6 +237,7 @@ fn context(
         service_account: relay::rules::MOUNT.into(),
         limits: relay::exchange::Limits::default(),
     });
+    handover::adopt_relays(&relay, adopted.relays);
     board.show_relay(relay.clone());
     let edges = Edges::new();
     let tasks = Tasks::new();
@@ -250,6 +271,8 @@ impl Watch {
                 self.shown = line;
             }
             tokio::select! {
+                // Who the agent is is known at once after the first time, and without it nothing can be handed over.
+                biased;
                 done = &mut work => return Some(done),
                 () = signals.next() => return None,
                 _ = self.beat.tick() => notify::alive(),

@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod durable;
 pub mod exit;
+pub mod handoff;
 pub mod heap;
 pub mod http;
 pub mod identity;

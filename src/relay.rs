@@ -11,10 +11,12 @@
 //! be handed to another process in the middle of a request. The pure part is [`conversation`] with what it uses.
 
 pub mod body;
+pub mod carry;
 pub mod conversation;
 pub mod counters;
 pub mod dial;
 pub mod exchange;
+pub mod fixed;
 pub mod head;
 pub mod headers;
 pub mod memory;
@@ -36,6 +38,7 @@ use tokio::sync::Notify;
 use self::counters::Counters;
 use self::dial::{BridgeAddress, Dial};
 use self::exchange::{Connection, Limits, Service, Signals};
+use self::fixed::Fixed;
 use self::memory::Memory;
 use self::pace::Ewma;
 use self::pool::{Pool, RelayStatus};
@@ -83,6 +86,8 @@ pub struct Carried<L> {
     pub bridge: BridgeAddress,
     /// The authority that the platform named for the bridge.
     pub ca_pem: Option<String>,
+    /// The platform has named another bridge for the edge.
+    pub superseded: bool,
     /// The connection, as it was left. A target's connection in TLS cannot leave the process; without it, the request
     /// that it was for is answered 504, or its response cut off.
     pub connection: Connection<L>,
@@ -129,6 +134,7 @@ pub fn start<D: Dial>(config: Config<D>) -> Handle<D> {
         rules: RuleBook::new(Router::new(&resources), Arc::clone(&cluster)),
         targets: Targets::new(network, cluster),
         counters: Counters::default(),
+        fixed: Fixed::default(),
         limits,
     };
     let shared = Arc::new(Shared {
@@ -189,10 +195,13 @@ impl<D: Dial> Handle<D> {
     pub fn adopt(&self, carried: Vec<Carried<D::Link>>) {
         let mut pools = self.shared.pools();
         let before = pools.len();
-        for Carried { edge, bridge, ca_pem, connection } in carried {
+        for Carried { edge, bridge, ca_pem, superseded, connection } in carried {
             let known = |pool: &&Arc<Pool>| pool.edge == edge && pool.bridge == bridge;
             let pool = pools.iter().find(known).cloned().unwrap_or_else(|| {
                 let pool = self.shared.new_pool(&edge, bridge, ca_pem);
+                if superseded {
+                    pool.supersede();
+                }
                 pools.push(Arc::clone(&pool));
                 pool
             });
@@ -213,7 +222,13 @@ impl<D: Dial> Handle<D> {
     /// True while any relay connection is open.
     #[must_use]
     pub fn is_active(&self) -> bool {
-        self.status().iter().any(|pool| pool.connections + pool.streams > 0)
+        self.open() > 0
+    }
+
+    /// Connections to bridges, streams included.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.status().iter().map(|pool| pool.connections + pool.streams).sum()
     }
 
     /// Smoothed round-trip times in milliseconds by edge, for the heartbeat.
@@ -243,6 +258,12 @@ impl<D: Dial> Handle<D> {
         };
         drop(tokio::time::timeout(LAST_WORD, last_words).await);
         count
+    }
+
+    /// Waits until no request is under way that could not be carried to another process, at most `limit`; event streams and
+    /// upgrades aside. Everything goes on meanwhile. Returns how many are left.
+    pub async fn settled(&self, limit: Duration) -> usize {
+        self.shared.service.fixed.none(limit).await
     }
 
     /// Stops everything where it is and hands it out. Nothing is said to the peers, so that they notice nothing.
@@ -294,8 +315,13 @@ impl<D: Dial> Shared<D> {
     }
 
     fn harvest(&self, pool: &Pool, connection: Connection<D::Link>) {
-        let carried =
-            Carried { edge: pool.edge.clone(), bridge: pool.bridge.clone(), ca_pem: pool.ca_pem(), connection };
+        let carried = Carried {
+            edge: pool.edge.clone(),
+            bridge: pool.bridge.clone(),
+            ca_pem: pool.ca_pem(),
+            superseded: pool.superseded_since().is_some(),
+            connection,
+        };
         self.harvest.lock().unwrap_or_else(PoisonError::into_inner).push(carried);
     }
 }

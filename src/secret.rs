@@ -3,10 +3,12 @@
 //! Join tokens, private keys, the identity certificate (a bearer secret: protocol 1.4) and the GitHub token travel in
 //! this type, so that no `Debug`, log line or panic can show them. Reading the text takes a call that names itself.
 
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
-/// A secret text.
-#[derive(Clone, PartialEq, Eq)]
+/// A secret text. Whoever serialises one says by that where it may lie.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {

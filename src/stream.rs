@@ -25,12 +25,15 @@ mod connection;
 pub mod frame;
 mod inbox;
 mod outbox;
+mod state;
 
 pub use self::buffer::give_back_spares;
 use self::connection::Progress;
 pub use self::connection::{Connection, Received};
 use self::inbox::Inbox;
 use self::outbox::Outbox;
+pub use self::state::Impossible;
+use serde::{Deserialize, Serialize};
 
 /// Payload of the frames that are sent: header and payload fill two TLS records to the byte, and stay below the 32768
 /// that the platform's client can take in one read (protocol 8.2, W2).
@@ -62,7 +65,9 @@ pub enum AckWanted {
 }
 
 /// One end of a session's reliable stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// Serialised, it is what another process needs to go on; whoever deserialises one calls [`Stream::checked`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stream {
     outbox: Outbox,
     inbox: Inbox,
@@ -132,6 +137,12 @@ impl Stream {
     #[must_use]
     pub fn all_acknowledged(&self) -> bool {
         self.outbox.is_empty()
+    }
+
+    /// The application has nothing more to say.
+    #[must_use]
+    pub const fn is_closing(&self) -> bool {
+        self.closing
     }
 
     /// The peer ended the session.

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "record/links.rs"]
+mod links;
 #[path = "record/openssl.rs"]
 mod openssl;
 #[path = "record/rustls_server.rs"]

@@ -26,6 +26,7 @@ enum Operation {
     Break,
     Redial,
     RedialFails,
+    HandOver { side: bool },
 }
 
 impl Operation {
@@ -40,6 +41,7 @@ impl Operation {
             Self::Break => Step::Break,
             Self::Redial => Step::Redial,
             Self::RedialFails => Step::RedialFails,
+            Self::HandOver { side } => Step::HandOver(side.into()),
         }
     }
 }

@@ -1,9 +1,10 @@
-//! Measures what docs/performance.md claims: size, memory, start, sessions, web requests, and how long an
-//! update takes.
+//! Measures what docs/performance.md claims: size, memory, start, sessions, web requests, restarts with sessions open, and
+//! how long an update takes.
 //!
 //! Medians of several runs; what is compared runs in turn, in the same run.
 
 mod far;
+mod handover;
 pub mod plain;
 pub mod process;
 mod relay;
@@ -35,6 +36,8 @@ pub enum Part {
     Sessions,
     /// Web requests.
     Relay,
+    /// Restarts with sessions open; needs root.
+    Handover,
     /// Updates; needs root.
     Updates,
 }
@@ -57,15 +60,21 @@ pub fn run(parts: &[Part], agent: Option<&Path>) -> Result<(), String> {
     if wanted(Part::Relay) {
         relay::run(&binary)?;
     }
-    if !wanted(Part::Updates) {
+    if !wanted(Part::Handover) && !wanted(Part::Updates) {
         return Ok(());
     }
     if let Err(why) = Machine::available() {
-        screen::line(&format!("update                                    not measured: {why}"));
+        screen::line(&format!("restart, update                           not measured: {why}"));
         return Ok(());
     }
-    build("1.1.0")?;
-    updates()
+    if wanted(Part::Handover) {
+        handover::run(&binary)?;
+    }
+    if wanted(Part::Updates) {
+        build("1.1.0")?;
+        updates()?;
+    }
+    Ok(())
 }
 
 fn base(binary: &Path) -> Result<(), String> {

@@ -86,6 +86,8 @@ impl Board {
         let relays = self.relay.get().map(relay::Handle::status).unwrap_or_default();
         status.relays = relays.into_iter().filter_map(|pool| serde_json::to_value(pool).ok()).collect();
         status.sessions.active = u64::try_from(self.metrics.sessions.active.get()).unwrap_or_default();
+        status.sessions.adopted = self.metrics.sessions.adopted.get();
+        status.sessions.lost = self.metrics.sessions.lost.get();
         status.api.connected = state.connected();
         let errors = [&state.standing_error, &state.heartbeat_error, &state.stream_error];
         status.api.last_error = errors.into_iter().flatten().next().cloned();

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::board::Way;
 use super::retry::Retry;
@@ -20,10 +21,7 @@ pub(super) async fn run(context: Context) {
     let mut retry = Retry::new(Way::Stream, config.reconnect_base_delay, config.reconnect_max_delay);
     loop {
         let session = replaced.borrow_and_update().clone();
-        let wait = tokio::select! {
-            wait = connect(&context, &session, &mut retry) => wait,
-            () = stop.cancelled() => return,
-        };
+        let Some(wait) = connect(&context, &session, &mut retry, &stop).await else { return };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             Ok(()) = replaced.changed() => {}
@@ -32,21 +30,36 @@ pub(super) async fn run(context: Context) {
     }
 }
 
-/// One stream from its opening to its end; returns how long to wait for the next. The stream is closed by then.
-async fn connect(context: &Context, session: &Session, retry: &mut Retry) -> Duration {
-    let mut stream = match session.client.events(&context.instance.instance_id).await {
+/// One stream from its opening to its end; returns how long to wait for the next, `None` to stop. The stream is closed by
+/// then.
+async fn connect(
+    context: &Context,
+    session: &Session,
+    retry: &mut Retry,
+    stop: &CancellationToken,
+) -> Option<Duration> {
+    let opening = tokio::select! {
+        opening = session.client.events(&context.instance.instance_id) => opening,
+        () = stop.cancelled() => return None,
+    };
+    let mut stream = match opening {
         Ok(stream) => stream,
-        Err(failure) => return retry.failed(context, session, &failure),
+        Err(failure) => return Some(retry.failed(context, session, &failure)),
     };
     let opened = Instant::now();
     context.board.works(Way::Stream);
     tracing::info!("the event stream is open");
-    let ended = listen(context, session, &mut stream).await;
+    let ended = tokio::select! {
+        // First what has come: the platform delivers a command once, and this one is delivered.
+        biased;
+        ended = listen(context, session, &mut stream) => ended,
+        () = stop.cancelled() => return None,
+    };
     drop(stream);
     if opened.elapsed() >= HEALTHY {
         retry.worked();
     }
-    match ended {
+    Some(match ended {
         Ok(()) => {
             let wait = retry.ended();
             context.board.fails(Way::Stream, Some("the platform ended the event stream".into()));
@@ -54,7 +67,7 @@ async fn connect(context: &Context, session: &Session, retry: &mut Retry) -> Dur
             wait
         }
         Err(failure) => retry.failed(context, session, &failure),
-    }
+    })
 }
 
 async fn listen(context: &Context, session: &Session, stream: &mut EventStream) -> Result<(), Failure> {

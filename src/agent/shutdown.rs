@@ -1,6 +1,7 @@
 //! The one place that knows the order of shutdown.
 //!
-//! Before all of it the service manager is asked what comes after this process ([`why`]): only it knows.
+//! Before all of it the service manager is asked what comes after this process: only it knows. Before a restart everything
+//! is left to the next process ([`handover`]), and the platform hears nothing. Otherwise:
 //!
 //! 1. A new instance id is stored for the next start: `draining` sticks to an id on the platform (protocol 5.2).
 //! 2. Drain: no more commands, while heartbeats go on.
@@ -16,16 +17,15 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Context, Error};
+use super::{Context, Error, handover};
 use crate::clock;
-use crate::config::Environment;
 use crate::control::Announced;
 use crate::http;
 use crate::identity::Identity;
 use crate::identity::instance::Instance;
 use crate::platform::Failure;
 use crate::service::ending::{self, Ending};
-use crate::service::notify;
+use crate::service::{fds, notify};
 
 /// How long tasks may take to end once they were asked to.
 pub(super) const TASK_LIMIT: Duration = Duration::from_secs(5);
@@ -81,12 +81,20 @@ pub(super) async fn after_joining(
     }
 }
 
+/// What a shutdown has left to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Everything goes on in the next process; this one must only end.
+    Everything,
+    /// Nothing goes on.
+    Nothing,
+}
+
 /// Whether the service manager restarts or stops the service, asked once the signal has come: then the unit has the job
 /// that tells. Cancel safe; at most two seconds.
 async fn why(announced: &Announced) -> Ending {
-    let environment = Environment::snapshot();
-    let socket = environment.get("NOTIFY_SOCKET");
-    let said = ending::ask(socket).await;
+    let socket = fds::notify_socket().map(|socket| socket.to_string_lossy().into_owned());
+    let said = ending::ask(socket.as_deref()).await;
     let ending = said.or_announced(announced.holds(clock::boottime()));
     match ending {
         Ending::Restart(_) if said == Ending::Unknown => {
@@ -101,17 +109,24 @@ async fn why(announced: &Announced) -> Ending {
 }
 
 /// Shuts down; `goodbye` says whether the platform is told.
-pub(super) async fn in_order(context: &Context, announced: &Announced, signals: &mut Signals, goodbye: bool) {
+pub(super) async fn in_order(context: &Context, announced: &Announced, signals: &mut Signals, goodbye: bool) -> Left {
     let shutting_down = async {
-        if goodbye {
-            why(announced).await;
+        if goodbye
+            && let Ending::Restart(store) = why(announced).await
+            && handover::release(context, store.room()).await
+        {
+            return Left::Everything;
         }
         notify::stopping();
         all_steps(context, goodbye).await;
+        Left::Nothing
     };
     tokio::select! {
-        () = shutting_down => {}
-        () = signals.next() => tracing::warn!("a second signal: the rest of the shutdown is skipped"),
+        left = shutting_down => left,
+        () = signals.next() => {
+            tracing::warn!("a second signal: the rest of the shutdown is skipped");
+            Left::Nothing
+        }
     }
 }
 

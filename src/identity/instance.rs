@@ -51,6 +51,15 @@ impl Instance {
         Self::read(data_dir).unwrap_or_else(|| Self::new(machine_digest()))
     }
 
+    /// The instance that a process before this one was, whatever the disk says: it may not have been able to store its id.
+    #[must_use]
+    pub fn continuing(mut self, instance_id: &str) -> Self {
+        if uuid::Uuid::parse_str(instance_id).is_ok() {
+            instance_id.clone_into(&mut self.instance_id);
+        }
+        self
+    }
+
     /// The same agent with a new instance id.
     #[must_use]
     pub fn renewed(self) -> Self {

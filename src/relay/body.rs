@@ -42,6 +42,7 @@ pub enum Error {
 
 /// Where in a chunked body the machine stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Chunk {
     Size {
         value: u64,
@@ -76,6 +77,7 @@ enum Chunk {
 pub struct Decoder(State);
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum State {
     Length(u64),
     Chunked(Chunk),
@@ -196,7 +198,7 @@ impl Chunk {
             b';' | b' ' | b'\t' if digits > 0 => return Ok(Self::Extension { value, length: 1 }),
             _ => return Err(Error::Size),
         };
-        if digits == MAX_SIZE_DIGITS {
+        if digits >= MAX_SIZE_DIGITS {
             return Err(Error::Size);
         }
         Ok(Self::Size { value: value << 4 | u64::from(digit), digits: digits + 1 })

@@ -18,11 +18,13 @@
 
 mod request;
 mod response;
+mod state;
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::state::Impossible;
 use super::body::Decoder;
 use super::head;
 use super::headers;
@@ -139,13 +141,16 @@ pub enum Outcome {
     Truncated,
 }
 
-/// Everything that is known about one relay connection between two calls.
+/// Everything that is known about one relay connection between two calls. Whoever deserialises one calls
+/// [`Conversation::checked`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conversation {
     phase: Phase,
     /// Read from the bridge and not used yet.
+    #[serde(with = "serde_bytes")]
     bridge_in: Vec<u8>,
     /// Read from the target and not used yet: the beginning of a head.
+    #[serde(with = "serde_bytes")]
     target_in: Vec<u8>,
     /// Invariant: how many bytes of the input that waits for the end of a head were searched for it.
     searched: usize,
@@ -163,6 +168,7 @@ pub struct Conversation {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Phase {
     #[default]
     Waiting,
@@ -192,6 +198,7 @@ struct Exchange {
     /// Bytes of the body were taken, so that the request cannot be sent again.
     body_begun: bool,
     /// The head, kept while the request could have to be sent again.
+    #[serde(with = "serde_bytes")]
     head: Vec<u8>,
     /// The target's connection served another request before.
     reused: bool,
@@ -205,6 +212,7 @@ struct Exchange {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Answer {
     Head { interim: u8 },
     Body { status: u16, body: Decoder, chunked: bool, persistent: bool, stream: bool },
@@ -213,6 +221,7 @@ enum Answer {
 /// Bytes on their way out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Outbox {
+    #[serde(with = "serde_bytes")]
     bytes: Vec<u8>,
     sent: usize,
 }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::conversation::{Conversation, Need, Release, Wait};
 use super::counters::Counters;
+use super::fixed::Fixed;
 use super::route::Target;
 use super::rules::RuleBook;
 use super::streams::Kind;
@@ -86,6 +87,8 @@ pub struct Service {
     pub targets: Targets,
     /// What happened.
     pub counters: Counters,
+    /// What could not be carried to another process at present.
+    pub fixed: Fixed,
     /// How long it may take.
     pub limits: Limits,
 }
@@ -166,6 +169,7 @@ where
                     Ok((stream, reused)) => {
                         driver.connection.target = Some((target, stream));
                         conversation.dialled(reused, &service.rules);
+                        driver.count_fixed();
                     }
                     Err(refusal) => conversation.not_dialled(&refusal, &service.rules),
                 }
@@ -216,6 +220,8 @@ struct Driver<'a, B> {
     /// A request is counted as being in flight.
     in_flight: bool,
     detached: bool,
+    /// It is counted among the fixed ones.
+    fixed: bool,
     bridge_unflushed: bool,
     target_unflushed: bool,
     wait: Wait,
@@ -236,6 +242,7 @@ impl<'a, B: AsyncRead + AsyncWrite + Unpin> Driver<'a, B> {
             observer,
             in_flight: false,
             detached: false,
+            fixed: false,
             wait: Wait::Unlimited,
             limit: None,
             progress: Instant::now(),
@@ -365,6 +372,17 @@ impl<'a, B: AsyncRead + AsyncWrite + Unpin> Driver<'a, B> {
             self.detached = true;
             self.observer.detached(if conversation.is_spliced() { Kind::Upgrade } else { Kind::Events });
         }
+        self.count_fixed();
+    }
+
+    /// Whether the connection can be carried changes with its target.
+    fn count_fixed(&mut self) {
+        let fixed = !self.detached && matches!(self.connection.target, Some((_, Stream::Tls(_))));
+        match (std::mem::replace(&mut self.fixed, fixed), fixed) {
+            (false, true) => self.service.fixed.enter(),
+            (true, false) => self.service.fixed.leave(),
+            (true, true) | (false, false) => {}
+        }
     }
 
     /// Ready when a limit was over and the state has changed.
@@ -406,6 +424,9 @@ impl<B> Drop for Driver<'_, B> {
     fn drop(&mut self) {
         if self.in_flight {
             self.service.counters.carried();
+        }
+        if self.fixed {
+            self.service.fixed.leave();
         }
     }
 }

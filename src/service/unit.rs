@@ -22,6 +22,7 @@ pub const PROPERTIES: &[&str] = &[
     "Type",
     "ExecMainStartTimestampMonotonic",
     "ActiveEnterTimestampMonotonic",
+    "NFileDescriptorStore",
 ];
 
 /// A unit's state at one moment.
@@ -41,6 +42,8 @@ pub struct Unit {
     pub main_started: u64,
     /// When the unit became active last, in systemd's own clock; 0 if never.
     pub entered_active: u64,
+    /// Descriptors that are kept for the next main process to take over.
+    pub stored: u32,
     /// Why it ended last, e.g. `success`, `exit-code`, `watchdog`, `start-limit-hit`.
     pub result: String,
     /// The program of the first `ExecStart=`.
@@ -134,6 +137,7 @@ impl Unit {
             restarts: text("NRestarts").parse().unwrap_or(0),
             main_started: text("ExecMainStartTimestampMonotonic").parse().unwrap_or(0),
             entered_active: text("ActiveEnterTimestampMonotonic").parse().unwrap_or(0),
+            stored: text("NFileDescriptorStore").parse().unwrap_or(0),
             result: text("Result"),
             program: list(&text("ExecStart")).next().map(PathBuf::from),
             fragment: path("FragmentPath"),
@@ -188,7 +192,7 @@ mod tests {
     use super::*;
 
     const SHOWN: &str = "Type=notify\nMainPID=812\nNRestarts=2\nExecMainStartTimestampMonotonic=41000000\n\
-        ActiveEnterTimestampMonotonic=42000000\nResult=success\nUser=bamf\n\
+        ActiveEnterTimestampMonotonic=42000000\nNFileDescriptorStore=2\nResult=success\nUser=bamf\n\
         ExecStart={ path=/usr/local/bin/bamf-agent ; argv[]=/usr/local/bin/bamf-agent run ; ignore_errors=no ; pid=812 }\n\
         LoadState=loaded\nActiveState=active\nSubState=running\nFragmentPath=/etc/systemd/system/bamf-agent.service\n";
 
@@ -203,6 +207,7 @@ mod tests {
             restarts: 2,
             main_started: 41_000_000,
             entered_active: 42_000_000,
+            stored: 2,
             result: "success".into(),
             program: Some("/usr/local/bin/bamf-agent".into()),
             fragment: Some("/etc/systemd/system/bamf-agent.service".into()),

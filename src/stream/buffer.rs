@@ -7,6 +7,8 @@
 use std::cell::RefCell;
 
 use memmap2::{MmapMut, MmapOptions};
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+use serde::ser::{Serialize, Serializer};
 
 /// Buffers at least this large are mapped: what a bulk transfer reads at once, and not much of it wasted.
 const LARGE: usize = 96 * 1024;
@@ -101,6 +103,42 @@ impl std::ops::Deref for Buffer {
             Memory::Mapped(memory) => memory.as_deref().unwrap_or_default(),
         };
         &memory[..self.len]
+    }
+}
+
+impl Serialize for Buffer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Buffer {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_bytes(Bytes)
+    }
+}
+
+struct Bytes;
+
+impl<'de> Visitor<'de> for Bytes {
+    type Value = Buffer;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("bytes")
+    }
+
+    fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Buffer, E> {
+        let mut buffer = Buffer::with_capacity(bytes.len());
+        buffer.append(bytes);
+        Ok(buffer)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Buffer, A::Error> {
+        let mut bytes = Vec::new();
+        while let Some(byte) = list.next_element::<u8>()? {
+            bytes.push(byte);
+        }
+        self.visit_bytes(&bytes)
     }
 }
 

@@ -1,7 +1,9 @@
 //! One bridge connection of a session: the place in the middle of a frame, each way, and the handshake.
 
+use serde::{Deserialize, Serialize};
+
 use super::Violation;
-use super::frame::{self, ACK, CLOSE, DATA, HANDSHAKE, NUMBERED};
+use super::frame::{self, ACK, CLOSE, DATA, HANDSHAKE, MAX_PAYLOAD, NUMBERED};
 use super::outbox::Outbox;
 
 /// What a call of [`super::Stream::receive`] came upon.
@@ -44,7 +46,7 @@ pub(super) enum Progress<'a> {
 }
 
 /// A short frame on its way out, in full or in part.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Control {
     bytes: [u8; NUMBERED],
     len: usize,
@@ -60,6 +62,12 @@ impl Control {
         self.sent == self.len
     }
 
+    /// Whether what is left of it is the end of a short frame.
+    fn check(&self) -> bool {
+        let whole = self.bytes[0] != DATA && frame::head_len(self.bytes[0]) == Some(self.len);
+        self.sent <= self.len && (whole || self.len == 0)
+    }
+
     fn set(&mut self, frame: &[u8]) {
         self.bytes[..frame.len()].copy_from_slice(frame);
         (self.len, self.sent) = (frame.len(), 0);
@@ -67,15 +75,16 @@ impl Control {
 }
 
 /// Whether the close frame may go, and has gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Closing {
     NotYet,
     Allowed,
     Sent,
 }
 
-/// The state of one connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The state of one connection. Serialised, it belongs to the [`super::Stream`] that it was serialised with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connection {
     /// The head of the frame that is being received, as far as it has come.
     head: [u8; frame::DATA_HEADER],
@@ -127,6 +136,21 @@ impl Connection {
         self.closing == Closing::Sent && self.control.is_empty()
     }
 
+    /// Whether the invariants hold. `next_expected` is the stream's.
+    pub(super) fn check(&self, next_expected: u64) -> bool {
+        let head = self.have == 0 || frame::head_len(self.head[0]).is_some_and(|wanted| self.have < wanted);
+        // Nothing but a handshake is taken before the handshake.
+        let body = self.skip <= self.body_left
+            && self.body_left <= MAX_PAYLOAD
+            && (self.body_left == 0 || self.have == 0 && !self.awaits_handshake);
+        head && body && self.control.check() && self.ack.is_none_or(|value| value < next_expected)
+    }
+
+    /// Payload still to come that is not known yet. Invariant: [`Self::check`].
+    pub(super) const fn fresh_left(&self) -> u32 {
+        self.body_left - self.skip
+    }
+
     pub(super) const fn sent_until(&self) -> u64 {
         self.sent_until
     }
@@ -150,7 +174,7 @@ impl Connection {
         self.sent_until = position;
     }
 
-    /// How much of the payload that follows is known already.
+    /// How much of the payload that follows is known already; all of it, as long as nobody says otherwise.
     pub(super) const fn skip(&mut self, count: u32) {
         self.skip = count;
     }
@@ -178,6 +202,8 @@ impl Connection {
         match kind {
             DATA => {
                 self.body_left = frame::payload_len(&self.head);
+                // Of a frame that the stream refuses, nothing is payload.
+                self.skip = self.body_left;
                 Ok(Progress::Data { seq: value, len: self.body_left })
             }
             ACK => Ok(Progress::Ack(value)),

@@ -1,17 +1,19 @@
 //! What was received: which frame comes next, and how much of it the application already has.
 
+use serde::{Deserialize, Serialize};
+
 use super::Violation;
 use super::frame::{FIRST_SEQ, MAX_PAYLOAD};
 
 /// A frame whose beginning was delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Partial {
     len: u32,
     /// Invariant: less than `len`.
     delivered: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Inbox {
     next_expected: u64,
     /// The frame `next_expected`, if part of it was delivered. A later connection brings it again from its beginning.
@@ -25,6 +27,21 @@ pub(super) struct Inbox {
 impl Inbox {
     pub(super) const fn new() -> Self {
         Self { next_expected: FIRST_SEQ, partial: None, acknowledged: 0, since: 0 }
+    }
+
+    /// Whether the invariants hold.
+    pub(super) fn check(&self) -> bool {
+        let partial = self.partial.is_none_or(|partial| partial.len <= MAX_PAYLOAD && partial.delivered < partial.len);
+        partial
+            && self.next_expected >= FIRST_SEQ
+            && self.next_expected < u64::MAX
+            && self.acknowledged < self.next_expected
+            && self.since < 1 << 62
+    }
+
+    /// What is left of the frame that is being received, if one is.
+    pub(super) fn partial_left(&self) -> Option<u32> {
+        self.partial.map(|partial| partial.len - partial.delivered)
     }
 
     pub(super) const fn next_expected(&self) -> u64 {

@@ -5,6 +5,8 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use super::buffer::Buffer;
 use super::frame::{self, DATA_HEADER, FIRST_SEQ};
 use super::{FRAME_PAYLOAD, Violation};
@@ -12,7 +14,7 @@ use super::{FRAME_PAYLOAD, Violation};
 /// What a chunk costs besides its bytes: its entry in the queue, and the allocator's own.
 const CHUNK_OVERHEAD: usize = size_of::<Chunk>() + 16;
 /// The frames of one push, as they go over the wire.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Chunk {
     start: u64,
     first_seq: u64,
@@ -33,12 +35,30 @@ impl Chunk {
             Some((seq, self.start + at as u64))
         })
     }
+
+    /// The length of each frame; `None` if these are not the bytes of whole frames, one behind the other.
+    fn checked_frames(&self) -> Option<Vec<u64>> {
+        let (mut rest, mut seq, mut lens) = (&self.bytes[..], self.first_seq, Vec::new());
+        while !rest.is_empty() {
+            let len = frame::payload_len(rest.get(..DATA_HEADER)?);
+            if len == 0 || len > frame::MAX_PAYLOAD || !rest.starts_with(&frame::data_header(seq, len)) {
+                return None;
+            }
+            let whole = DATA_HEADER + len as usize;
+            rest = rest.get(whole..)?;
+            lens.push(whole as u64);
+            seq = seq.checked_add(1)?;
+        }
+        (!lens.is_empty()).then_some(lens)
+    }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Outbox {
     /// Invariant: consecutive in position and sequence number.
     chunks: VecDeque<Chunk>,
+    /// Invariant: what the chunks cost.
+    #[serde(skip)]
     held: usize,
     next_seq: u64,
     /// Where the next frame begins.
@@ -74,6 +94,47 @@ impl Outbox {
 
     pub(super) const fn held(&self) -> usize {
         self.held
+    }
+
+    /// After deserialising: counts what is held, and says whether the invariants hold.
+    pub(super) fn check(&mut self) -> bool {
+        self.held = self.chunks.iter().map(|chunk| chunk.bytes.capacity() + CHUNK_OVERHEAD).sum();
+        let has_room = self.next_seq < u64::MAX - (1 << 32) && self.end < u64::MAX - (1 << 48);
+        let in_order =
+            self.acknowledged < self.next_seq && self.acknowledged_end <= self.sent_end && self.sent_end <= self.end;
+        has_room && in_order && self.chunks_fit()
+    }
+
+    /// Whether the chunks are frames without a gap, and the acknowledged ones end where it is said that they do.
+    fn chunks_fit(&self) -> bool {
+        let (mut position, mut seq) = match self.chunks.front() {
+            Some(first) => (first.start, first.first_seq),
+            None => (self.end, self.next_seq),
+        };
+        let begins_early_enough = position <= self.acknowledged_end && seq <= self.acknowledged.saturating_add(1);
+        if !begins_early_enough {
+            return false;
+        }
+        let mut acknowledged_end = (seq == self.acknowledged.saturating_add(1)).then_some(position);
+        for chunk in &self.chunks {
+            if (chunk.start, chunk.first_seq) != (position, seq) {
+                return false;
+            }
+            let Some(frames) = chunk.checked_frames() else { return false };
+            for len in frames {
+                position += len;
+                if seq == self.acknowledged {
+                    acknowledged_end = Some(position);
+                }
+                seq += 1;
+            }
+        }
+        (position, seq) == (self.end, self.next_seq) && acknowledged_end == Some(self.acknowledged_end)
+    }
+
+    /// Whether a connection can be at this position.
+    pub(super) fn reaches(&self, position: u64) -> bool {
+        position == self.end || self.chunk_at(position).is_some()
     }
 
     /// The peer has everything.

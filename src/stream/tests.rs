@@ -1,5 +1,6 @@
 //! The vectors of the protocol, each weakness of protocol 8.7 that is dealt with in here, and two ends against a model.
 
+mod carried;
 mod model;
 
 use serde_json::Value;

@@ -89,6 +89,10 @@ pub struct SessionMetrics {
     pub active: IntGauge,
     /// Sessions opened since the start.
     pub opened: IntCounter,
+    /// Sessions that were taken over whole from the process before.
+    pub adopted: IntCounter,
+    /// Sessions of the process before that were not, or not whole.
+    pub lost: IntCounter,
     /// Sessions that were refused.
     pub refused: IntCounter,
     /// Redials that were begun.
@@ -131,6 +135,11 @@ impl SessionMetrics {
         Ok(Self {
             active,
             opened: counter("bamf_agent_sessions_opened_total", "Sessions opened since the start.")?,
+            adopted: counter("bamf_agent_sessions_adopted_total", "Sessions taken over from the process before.")?,
+            lost: counter(
+                "bamf_agent_sessions_lost_total",
+                "Sessions that could not be taken over from the process before.",
+            )?,
             refused: counter("bamf_agent_sessions_refused_total", "Sessions refused since the start.")?,
             redials: counter("bamf_agent_session_redials_total", "Further bridge connections that were begun.")?,
             sent: bytes.with_label_values(&["to_client"]),

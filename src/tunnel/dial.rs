@@ -13,9 +13,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use serde::{Deserialize, Serialize};
+
 use super::BridgeAddress;
 use super::link::Link;
 use super::tls::Handshake;
+use crate::secret::Secret;
 
 /// How long TCP may take to connect, and TLS to shake hands (protocol 7.1 recommends both).
 const STEP_LIMIT: Duration = Duration::from_secs(10);
@@ -87,7 +90,21 @@ static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
 
 /// A client certificate, its key, and whom to believe.
 #[derive(Clone, Debug)]
-pub struct Credentials(Arc<ClientConfig>);
+pub struct Credentials {
+    config: Arc<ClientConfig>,
+    material: Arc<Material>,
+}
+
+/// The texts that credentials are made of, for a process that goes on with a dial.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Material {
+    /// PEM.
+    pub certificate_pem: Secret,
+    /// PEM.
+    pub private_key_pem: Secret,
+    /// PEM.
+    pub ca_pem: String,
+}
 
 impl Credentials {
     /// Reads the three PEM texts of a command.
@@ -121,7 +138,18 @@ impl Credentials {
             .map_err(|error| bad("certificate")(&error))?;
         // A resumed handshake would make probes look faster than the path is (protocol 5.4).
         config.resumption = rustls::client::Resumption::disabled();
-        Ok(Self(Arc::new(config)))
+        let material = Material {
+            certificate_pem: Secret::new(certificate_pem.to_owned()),
+            private_key_pem: Secret::new(private_key_pem.to_owned()),
+            ca_pem: ca_pem.to_owned(),
+        };
+        Ok(Self { config: Arc::new(config), material: Arc::new(material) })
+    }
+
+    /// What they were made of.
+    #[must_use]
+    pub fn material(&self) -> &Material {
+        &self.material
     }
 }
 
@@ -139,7 +167,7 @@ pub async fn connect(bridge: &BridgeAddress, credentials: &Credentials) -> Resul
     let socket = limited(connecting).await.map_err(failed)?;
     tune(&socket).map_err(failed)?;
     let failed = |source| Error::Handshake { bridge: bridge.clone(), source };
-    let handshake = Handshake::new(&credentials.0, name).map_err(|error| failed(io::Error::other(error)))?;
+    let handshake = Handshake::new(&credentials.config, name).map_err(|error| failed(io::Error::other(error)))?;
     let link = limited(shake_hands(socket, handshake)).await.map_err(failed)?;
     Ok((link, begun.elapsed()))
 }

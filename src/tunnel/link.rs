@@ -1,9 +1,11 @@
 //! A connection to a bridge: bytes in, bytes out. Sessions and relays know nothing else of it.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -37,6 +39,30 @@ pub struct Link {
     closing: bool,
 }
 
+/// Everything that a [`Link`] is but its socket.
+///
+/// Like [`record::State`], it can be used once. What is not known is passed over, and what is missing is empty.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct State {
+    /// Keys and numbers.
+    pub records: record::State,
+    /// What has come and was not opened.
+    #[serde(default, with = "serde_bytes")]
+    pub incoming: Vec<u8>,
+    /// What is sealed and was not sent. It goes first, or what follows it makes no sense to the peer.
+    #[serde(default, with = "serde_bytes")]
+    pub outgoing: Vec<u8>,
+    /// What was opened and nobody has read.
+    #[serde(default, with = "serde_bytes")]
+    pub plain: Vec<u8>,
+    /// The peer sends nothing any more.
+    #[serde(default)]
+    pub ended: bool,
+    /// We have said that nothing follows.
+    #[serde(default)]
+    pub closing: bool,
+}
+
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Link").field("peer", &self.socket.peer_addr()).finish_non_exhaustive()
@@ -60,6 +86,33 @@ impl Link {
             ended: false,
             closing: false,
         }
+    }
+
+    /// The connection as a socket and plain data, at whatever point it is. Nothing is said to the peer.
+    ///
+    /// # Errors
+    /// The runtime does not give the socket back.
+    pub fn export(self) -> io::Result<(OwnedFd, State)> {
+        let mut outgoing = self.outgoing[self.sent..self.sealed].to_vec();
+        outgoing.extend_from_slice(&self.answers);
+        let state = State {
+            records: self.records.export(),
+            incoming: self.incoming,
+            outgoing,
+            plain: self.plain[self.given..].to_vec(),
+            ended: self.ended,
+            closing: self.closing,
+        };
+        Ok((self.socket.into_std()?.into(), state))
+    }
+
+    /// Goes on where [`Self::export`] stopped.
+    ///
+    /// # Errors
+    /// It is no socket, or no connection can be in such a state.
+    pub fn import(socket: OwnedFd, state: State) -> io::Result<Self> {
+        let link = Self::new(adopt(socket)?, Records::import(state.records)?, state.incoming);
+        Ok(Self { answers: state.outgoing, plain: state.plain, ended: state.ended, closing: state.closing, ..link })
     }
 
     /// Reads what has come and hands it to `sink`, piece by piece; returns how many bytes, 0 at the end.
@@ -168,6 +221,19 @@ impl Link {
         ready!(self.poll_flush_outgoing(cx))?;
         Pin::new(&mut self.socket).poll_shutdown(cx)
     }
+}
+
+/// The runtime's socket from a descriptor of another process.
+///
+/// # Errors
+/// It is no TCP socket, or the runtime does not take it.
+pub fn adopt(socket: OwnedFd) -> io::Result<TcpStream> {
+    if rustix::net::sockopt::socket_type(&socket)? != rustix::net::SocketType::STREAM {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let socket = std::net::TcpStream::from(socket);
+    socket.set_nonblocking(true)?;
+    TcpStream::from_std(socket)
 }
 
 impl AsyncRead for Link {

@@ -12,18 +12,22 @@
 //! backlog of the target is short. That is all the back-pressure there is, and it bounds the memory of a session.
 
 mod attach;
+mod carry;
 mod clock;
 mod finish;
 mod pump;
 
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep};
 
+pub(super) use self::carry::Record;
 use super::BridgeAddress;
 use super::dial::{self, Credentials};
 use super::link::Link;
@@ -40,16 +44,27 @@ pub(super) const FIRST_WAIT: Duration = Duration::from_secs(150);
 const ROUNDS: usize = 16;
 
 /// What a session is told from outside.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Order {
     /// The platform made new credentials for a further connection.
     Redial(BridgeAddress, Credentials),
     /// The agent ends.
     End,
+    /// Stop where you are; what is half made has until then to be done.
+    Freeze(Instant),
+}
+
+/// How a session's task ended.
+pub(super) enum Outcome {
+    /// The session is over.
+    Ended(End),
+    /// It was stopped where it is.
+    Frozen(Box<Session>),
 }
 
 /// Why a session ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum End {
     /// The target had nothing more to say.
     TargetEnded,
@@ -65,6 +80,8 @@ pub(super) enum End {
     Violation(String),
     /// The agent ends.
     AgentEnds,
+    /// The target's connection did not come along from the process before.
+    NotCarried,
 }
 
 impl std::fmt::Display for End {
@@ -77,6 +94,7 @@ impl std::fmt::Display for End {
             Self::NeverRedialled => f.write_str("the bridge connection was lost and nobody came back"),
             Self::Violation(what) => f.write_str(what),
             Self::AgentEnds => f.write_str("the agent ends"),
+            Self::NotCarried => f.write_str("the target's connection could not be carried over a restart"),
         }
     }
 }
@@ -105,6 +123,8 @@ struct Attached {
 
 /// A bridge connection that is being made.
 struct Dialling {
+    bridge: BridgeAddress,
+    credentials: Credentials,
     connecting: Pin<Box<dyn Future<Output = Result<Link, dial::Error>> + Send>>,
     /// The session's first connection has no handshake.
     first: bool,
@@ -139,7 +159,7 @@ pub(super) struct Session {
     next: Option<Attached>,
     next_until: Option<Instant>,
     /// What is impossible about the handshake on `next`, if its client does not turn out to be gone.
-    doubt: Option<&'static str>,
+    doubt: Option<Cow<'static, str>>,
     dialling: Option<Dialling>,
     /// Invariant: set while there is no link and nothing else limits the session.
     redial_until: Option<Instant>,
@@ -158,6 +178,8 @@ pub(super) struct Session {
     ledger: Ledger,
     alarm: Option<Pin<Box<Sleep>>>,
     now: Instant,
+    /// It is to be carried to another process, and stops at the latest then.
+    freeze_by: Option<Instant>,
 }
 
 /// What a session is made of.
@@ -209,23 +231,31 @@ impl Session {
             ledger,
             alarm: None,
             now,
+            freeze_by: None,
         });
         session.dial(bridge, credentials, true);
         session
     }
 
-    /// Runs until the session is over.
-    pub(super) async fn run(mut self: Box<Self>) -> End {
-        std::future::poll_fn(|cx| self.poll(cx)).await
+    /// Runs until the session is over or frozen.
+    pub(super) async fn run(mut self: Box<Self>) -> Outcome {
+        match std::future::poll_fn(|cx| self.poll(cx)).await {
+            Some(end) => Outcome::Ended(end),
+            None => Outcome::Frozen(self),
+        }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+    /// Ready with the end, or without one when it is frozen.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
         for _ in 0..ROUNDS {
             self.now = Instant::now();
             let progress = self.round(cx);
             self.account();
             if self.over {
-                return Poll::Ready(self.end.take().unwrap_or(End::BridgeEnded));
+                return Poll::Ready(Some(self.end.take().unwrap_or(End::BridgeEnded)));
+            }
+            if self.freeze_by.is_some_and(|by| by <= self.now || self.is_settled()) {
+                return Poll::Ready(None);
             }
             if !progress {
                 return Poll::Pending;

@@ -7,14 +7,18 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::time::Instant;
 
 pub(super) use self::ledger::Ledger;
 use self::ledger::Shared;
 use super::dial::Credentials;
-use super::session::{self, End, Order, Session, Setup};
+use super::session::{self, End, Order, Outcome, Session, Setup};
 use super::target::{self, Address, Target};
 use crate::config::Resource;
+use crate::handoff::{Arrival, Departure};
 use crate::heap;
 use crate::identity;
 use crate::platform::events::{TunnelKind, TunnelRequest};
@@ -68,6 +72,43 @@ struct Open {
     leaving: bool,
     /// The most sessions since memory was last given back.
     peak: usize,
+    /// Sessions that were stopped where they were.
+    frozen: Vec<Frozen>,
+}
+
+/// A session on its way to another process.
+pub struct Frozen {
+    id: String,
+    resource: String,
+    session: Box<Session>,
+}
+
+impl std::fmt::Debug for Frozen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Frozen").field("resource", &self.resource).finish_non_exhaustive()
+    }
+}
+
+/// The same as plain data.
+#[derive(Serialize, Deserialize)]
+pub struct Record {
+    id: String,
+    resource: String,
+    session: session::Record,
+}
+
+impl std::fmt::Debug for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Record").field("resource", &self.resource).finish_non_exhaustive()
+    }
+}
+
+impl Frozen {
+    /// Takes it apart; its sockets go to `departure`.
+    #[must_use]
+    pub fn record(self, departure: &mut Departure) -> Record {
+        Record { id: self.id, resource: self.resource, session: self.session.record(departure) }
+    }
 }
 
 impl Open {
@@ -161,14 +202,16 @@ impl Tunnels {
         }
         let TunnelRequest { session_id, bridge, resource_name, .. } = request;
         let ledger = Ledger::new(Arc::clone(&self.0.shared), &session_id);
+        self.0.shared.metrics.opened.inc();
         let id = session_id.clone();
         let setup = Setup { session_id, session_type, target, bridge, credentials, orders: inbox, ledger };
         let session = Session::new(setup);
-        let table = self.clone();
-        self.0.tasks.spawn("session", async move {
-            let entry = Entry { table, id, resource: resource_name, end: None };
-            entry.run(session).await;
-        });
+        self.run(id, resource_name, session);
+    }
+
+    fn run(&self, id: String, resource: String, session: Box<Session>) {
+        let entry = Entry { table: self.clone(), id, resource, end: None, frozen: false };
+        self.0.tasks.spawn("session", entry.run(session));
     }
 
     /// Makes an entry; false if the session is open already.
@@ -183,10 +226,87 @@ impl Tunnels {
         if open.sessions.len() >= MAX_SESSIONS {
             return Err(Refused::TooMany);
         }
+        self.insert(&mut open, id, orders);
+        Ok(true)
+    }
+
+    fn insert(&self, open: &mut Open, id: &str, orders: mpsc::Sender<Order>) {
         open.sessions.insert(id.to_owned(), orders);
         open.peak = open.peak.max(open.sessions.len());
         self.0.shared.metrics.active.set(i64::try_from(open.sessions.len()).unwrap_or(i64::MAX));
-        Ok(true)
+    }
+
+    /// Stops all sessions where they are and hands them out. Nothing is said to anybody. What is only half made, a
+    /// connection to a bridge or a target, is given `grace`; a session that does not stop within `limit` is lost, and counted
+    /// in the second number.
+    pub async fn freeze(&self, grace: Duration, limit: Duration) -> (Vec<Frozen>, usize) {
+        let order = Order::Freeze(Instant::now() + grace);
+        let sessions: Vec<_> = {
+            let mut open = self.lock();
+            // One that is opened now would be in nobody's hands.
+            open.leaving = true;
+            open.sessions.values().cloned().collect()
+        };
+        // It fails where the session has just ended; one that has too many orders to take another holds up nobody else.
+        let full: Vec<_> = sessions
+            .into_iter()
+            .filter(|orders| matches!(orders.try_send(order.clone()), Err(TrySendError::Full(_))))
+            .collect();
+        let freezing = async {
+            for orders in full {
+                drop(orders.send(order.clone()).await);
+            }
+            loop {
+                let ended = self.0.ended.notified();
+                if self.active() == 0 {
+                    return;
+                }
+                ended.await;
+            }
+        };
+        drop(tokio::time::timeout(limit, freezing).await);
+        let mut open = self.lock();
+        (std::mem::take(&mut open.frozen), open.sessions.len())
+    }
+
+    /// Goes on with a session of another process. What it has lost on the way is logged and counted; false if that is all.
+    pub fn adopt(&self, record: Record, arrival: &mut Arrival) -> bool {
+        let Record { id, resource, session } = record;
+        let name = ledger::short(&id);
+        let metrics = &self.0.shared.metrics;
+        let (orders, inbox) = mpsc::channel(ORDERS);
+        let ledger = Ledger::new(Arc::clone(&self.0.shared), &id);
+        let revived = Session::revive(session, arrival, inbox, ledger);
+        let lost = |why: &dyn std::fmt::Display, what: &str| {
+            tracing::warn!(session = %name, %resource, %why, "a session was not carried over{what}");
+            metrics.lost.inc();
+        };
+        let (session, loss) = match revived {
+            Ok(revived) => revived,
+            Err(why) => {
+                lost(&why, "");
+                return false;
+            }
+        };
+        let mut open = self.lock();
+        if open.sessions.contains_key(&id) {
+            drop(open);
+            lost(&"it is there already", "");
+            return false;
+        }
+        self.insert(&mut open, &id, orders);
+        drop(open);
+        match loss {
+            None => metrics.adopted.inc(),
+            Some(why) => lost(&why, " whole"),
+        }
+        self.run(id, resource, session);
+        true
+    }
+
+    /// Sessions that another process could not even write down.
+    pub fn lost(&self, count: u64) {
+        self.0.shared.metrics.lost.inc_by(count);
     }
 
     /// Redials are not routed to the instance that owns the session (protocol 5.2), so that unknown ones are usual.
@@ -251,11 +371,19 @@ struct Entry {
     id: String,
     resource: String,
     end: Option<End>,
+    frozen: bool,
 }
 
 impl Entry {
     async fn run(mut self, session: Box<Session>) {
-        self.end = Some(session.run().await);
+        match session.run().await {
+            Outcome::Ended(end) => self.end = Some(end),
+            Outcome::Frozen(session) => {
+                self.frozen = true;
+                let frozen = Frozen { id: self.id.clone(), resource: self.resource.clone(), session };
+                self.table.lock().frozen.push(frozen);
+            }
+        }
     }
 }
 
@@ -267,11 +395,14 @@ impl Drop for Entry {
             open.sessions.remove(&self.id);
             (open.sessions.len(), open.has_shrunk())
         };
-        if shrunk {
+        if shrunk && !self.frozen {
             heap::trim();
         }
         inner.shared.metrics.active.set(i64::try_from(left).unwrap_or(i64::MAX));
         inner.ended.notify_waiters();
+        if self.frozen {
+            return;
+        }
         let name = ledger::short(&self.id);
         match &self.end {
             Some(end) => tracing::info!(session = %name, resource = %self.resource, %end, "session closed"),

@@ -5,11 +5,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::link;
 use crate::config::{Dial, Resource};
+use crate::handoff::{Arrival, Departure};
 
 /// How long a target may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -114,6 +117,10 @@ impl Target {
         })
     }
 
+    pub(super) const fn is_connecting(&self) -> bool {
+        matches!(self.state, State::Connecting(_))
+    }
+
     /// Whether nothing more can come from it or go to it.
     pub(super) const fn is_gone(&self) -> bool {
         matches!(self.state, State::Leaving(_) | State::Gone)
@@ -196,6 +203,69 @@ impl Target {
             }
         }
         Poll::Ready(())
+    }
+}
+
+/// A target as plain data.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Record {
+    host: String,
+    port: u16,
+    state: Standing,
+    #[serde(default)]
+    deaf: bool,
+    #[serde(default)]
+    scrapped: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Standing {
+    Waiting,
+    Connecting,
+    Open { socket: u32 },
+    Leaving { socket: u32 },
+    Gone,
+}
+
+impl Target {
+    /// Takes it apart; its socket goes to `departure`.
+    pub(super) fn record(self, departure: &mut Departure) -> Record {
+        // A socket that the runtime does not give back is closed, and missing in the other process.
+        let mut take = |socket: TcpStream| socket.into_std().map_or(u32::MAX, |socket| departure.take(socket.into()));
+        let state = match self.state {
+            State::Waiting => Standing::Waiting,
+            State::Connecting(_) => Standing::Connecting,
+            State::Open(socket) => Standing::Open { socket: take(socket) },
+            State::Leaving(socket) => Standing::Leaving { socket: take(socket) },
+            State::Gone => Standing::Gone,
+        };
+        Record { host: self.address.host, port: self.address.port, state, deaf: self.deaf, scrapped: self.scrapped }
+    }
+}
+
+impl Record {
+    /// Puts it together again; true if its connection is lost.
+    pub(super) fn revive(self, arrival: &mut Arrival) -> (Target, bool) {
+        let mut target = Target::new(Address { host: self.host, port: self.port });
+        (target.deaf, target.scrapped) = (self.deaf, self.scrapped.min(SCRAP));
+        let mut socket = |number| arrival.socket(number).and_then(|socket| link::adopt(socket).ok());
+        let (state, is_lost) = match self.state {
+            Standing::Waiting => (State::Waiting, false),
+            Standing::Connecting => {
+                target.dial();
+                return (target, false);
+            }
+            Standing::Open { socket: number } => match socket(number) {
+                Some(socket) => (State::Open(socket), false),
+                None => (State::Gone, true),
+            },
+            // It has nothing more to say, so that nobody misses it.
+            Standing::Leaving { socket: number } => (socket(number).map_or(State::Gone, State::Leaving), false),
+            Standing::Gone => (State::Gone, false),
+        };
+        target.state = state;
+        (target, is_lost)
     }
 }
 

@@ -204,6 +204,10 @@ impl<'a, 'u> Drive<'a, 'u> {
         if wants_running {
             // systemd may have started it by itself: what is on its way up is left alone.
             if self.running().await != Running::Installed || !self.unit().await.is_up() {
+                // The Go agent, whose binary has no version.
+                if transaction.old.version.is_none() {
+                    self.stop().await;
+                }
                 self.restart().await;
             }
             trouble = self.check_old(transaction).await?;
@@ -292,6 +296,15 @@ impl<'a, 'u> Drive<'a, 'u> {
                 tracing::warn!(error = %crate::http::chain(&error), "the restart did not go well");
             },
             () = other_process => {}
+        }
+    }
+
+    /// Before an agent starts that takes no sessions over: a restart would leave them to nobody, open and silent, and a stop
+    /// ends them in good order.
+    async fn stop(&self) {
+        let unit = &self.updater.site.place.unit;
+        if let Err(error) = self.updater.site.services().run(Verb::Stop, unit, STOP_ALLOWANCE).await {
+            tracing::warn!(error = %crate::http::chain(&error), "the stop did not go well");
         }
     }
 

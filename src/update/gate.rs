@@ -10,8 +10,8 @@
 //! *not connected* is excused while the updater itself cannot reach the API either.
 //!
 //! ```text
-//! observation ─┬─ died before it was ever ready, failed unit, third restart,
-//!              │  another identity ───────────────────────────────────────────────────► Unhealthy, at once
+//! observation ─┬─ died before it was ever ready, ready without taking over open sessions,
+//!              │  failed unit, third restart, another identity ───────────────────────► Unhealthy, at once
 //!              ├─ all well, for SETTLE ───────────────────────────────────────────────► Healthy
 //!              ├─ local trouble for health_timeout ───────────────────────────────────► Unhealthy
 //!              ├─ local well, not connected, API answers for health_timeout ──────────► Unhealthy
@@ -43,6 +43,9 @@ const RECONNECT_LIMIT: Duration = Duration::from_secs(75);
 
 /// Automatic restarts during the trial that make a crash loop.
 pub const RESTARTS_LIMIT: u32 = 3;
+
+/// How long a process may take to take over open sessions; it does so first of all, in milliseconds.
+const TAKE_OVER_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long one process must have run without local trouble to be called stable.
 const STABLE: Duration = Duration::from_secs(30);
@@ -98,6 +101,8 @@ pub struct Observation {
     pub restarts: u32,
     /// The main process has ended and systemd is about to start another one by itself.
     pub waits_for_restart: bool,
+    /// Descriptors of sessions that wait to be taken over.
+    pub stored: u32,
     /// `None` where the unit could not be looked at.
     pub marks: Option<Marks>,
     /// The control socket's answer; `None` where there is none.
@@ -162,6 +167,9 @@ pub enum Symptom {
         /// systemd's word.
         result: String,
     },
+    /// It leaves what the process before has left for it.
+    #[error("the new version does not take over the open sessions, which stand still until somebody does")]
+    NotTakenOver,
     /// The unit does not run.
     #[error("the unit is {state}, not active{}", not_ready(state))]
     NotActive {
@@ -217,6 +225,8 @@ pub struct Gate {
     process: Option<(u32, u64)>,
     /// The present process has been without local trouble since.
     sound_since: Option<Duration>,
+    /// The present process has left sessions waiting since.
+    idle_since: Option<Duration>,
     /// All has been well since.
     well_since: Option<Duration>,
     /// Local trouble since.
@@ -238,6 +248,7 @@ impl Gate {
             began: now,
             process: None,
             sound_since: None,
+            idle_since: None,
             well_since: None,
             trouble_since: Some(now),
             outage_began: None,
@@ -286,6 +297,9 @@ impl Gate {
         if self.died_unready(seen) {
             return Some(Symptom::DiedUnready { result: seen.result.clone() });
         }
+        if self.leaves_sessions(seen) {
+            return Some(Symptom::NotTakenOver);
+        }
         if seen.restarts >= RESTARTS_LIMIT {
             return Some(Symptom::CrashLoop { restarts: seen.restarts });
         }
@@ -296,13 +310,24 @@ impl Gate {
         other_identity(self.expected.identity.as_ref()?, &report.identity)
     }
 
-    /// The process that has just ended was started from the new file, and no process of it was ever ready.
+    /// The process that has just ended was started from the new file, and none of it was ever ready, or was so without taking
+    /// over the open sessions.
     fn died_unready(&self, seen: &Observation) -> bool {
         let (Some(before), Some(marks)) = (self.before, seen.marks) else { return false };
         let started = marks.main_started != before.main_started;
         let was_ready = marks.entered_active != before.entered_active;
         // No restart of its own follows on an end that somebody asked for.
-        started && !was_ready && seen.waits_for_restart && seen.result != "success"
+        let took_over = was_ready && seen.stored == 0;
+        started && !took_over && seen.waits_for_restart && seen.result != "success"
+    }
+
+    /// Sessions wait for the process to take them over, and it does not: they stand still meanwhile, and the version from
+    /// before can still have them. One that is ready has taken over before.
+    fn leaves_sessions(&self, seen: &Observation) -> bool {
+        // Seen twice: the parts of one observation are not of the same instant.
+        let Some(since) = self.idle_since.filter(|_| seen.process == self.process) else { return false };
+        let late = seen.now.saturating_sub(since) >= TAKE_OVER_LIMIT;
+        seen.stored > 0 && seen.runs_new_file && (late || seen.active.is_running())
     }
 
     fn local_trouble(&self, seen: &Observation) -> Option<Symptom> {
@@ -323,9 +348,10 @@ impl Gate {
     fn remember(&mut self, seen: &Observation, sound: bool) {
         if seen.process != self.process {
             self.process = seen.process;
-            (self.sound_since, self.well_since) = (None, None);
+            (self.sound_since, self.well_since, self.idle_since) = (None, None, None);
         }
         let connected = seen.agent.as_ref().is_some_and(|report| report.connected);
+        hold(&mut self.idle_since, seen.stored > 0 && seen.runs_new_file, seen.now);
         hold(&mut self.sound_since, sound, seen.now);
         hold(&mut self.well_since, sound && connected, seen.now);
         hold(&mut self.trouble_since, !sound, seen.now);

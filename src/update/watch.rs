@@ -135,6 +135,7 @@ async fn observe(updater: &Updater<'_>, paths: &Paths, api: &mut ApiProbe, resta
         runs_new_file: unit.main_pid.is_some_and(|pid| process::runs(pid, &paths.installed).unwrap_or(false)),
         restarts: restarts.count(&unit),
         waits_for_restart: unit.waits_for_restart(),
+        stored: unit.stored,
         marks: marks(&unit),
         api_reachable,
         active: unit.active,

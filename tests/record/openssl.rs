@@ -11,16 +11,16 @@ use super::*;
 /// Nothing here takes longer, however busy the machine is.
 const LIMIT: Duration = Duration::from_secs(60);
 
-struct Server {
+pub(super) struct Server {
     process: Child,
-    stdin: ChildStdin,
+    pub(super) stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
-    port: u16,
+    pub(super) port: u16,
     _files: tempfile::TempDir,
 }
 
 impl Server {
-    fn start(ca: &CertificateAuthority) -> Self {
+    pub(super) fn start(ca: &CertificateAuthority) -> Self {
         let files = tempfile::tempdir().unwrap();
         let now = SystemTime::now();
         let host = ["localhost".to_owned()];
@@ -41,7 +41,7 @@ impl Server {
     }
 
     /// Reads its standard output up to a line with this in it.
-    fn line_with(&mut self, word: &str) -> String {
+    pub(super) fn line_with(&mut self, word: &str) -> String {
         loop {
             let mut line = String::new();
             assert!(self.stdout.read_line(&mut line).unwrap() > 0, "it ended before it said {word}");
@@ -51,9 +51,20 @@ impl Server {
         }
     }
 
-    fn type_in(&mut self, text: &str) {
+    pub(super) fn type_in(&mut self, text: &str) {
         self.stdin.write_all(text.as_bytes()).unwrap();
         self.stdin.flush().unwrap();
+    }
+
+    /// What it was told, [`numbers`] of this length.
+    pub(super) fn copy(&mut self, length: usize) -> String {
+        let mut heard = self.line_with("000000000");
+        while heard.len() < length {
+            self.stdout.read_line(&mut heard).unwrap();
+            // What it says of records that bring no data.
+            heard.truncate(heard.trim_end_matches("Read BLOCK\n").len());
+        }
+        heard
     }
 }
 
@@ -169,7 +180,7 @@ fn key_updates_of_openssl_and_of_ours_are_followed_in_the_middle_of_a_conversati
 }
 
 /// A text that tells where it is, without a letter that would be an order.
-fn numbers(bytes: usize) -> String {
+pub(super) fn numbers(bytes: usize) -> String {
     (0..bytes.div_ceil(10)).map(|number| format!("{number:09}\n")).collect()
 }
 
@@ -196,15 +207,7 @@ fn bulk_in_both_directions_with_hundreds_of_hand_overs_is_exact_against_openssl(
         assert!(socket.ours.hand_overs > 200, "{}", socket.ours.hand_overs);
 
         std::thread::scope(|threads| {
-            let reading = threads.spawn(|| {
-                let mut heard = server.line_with("000000000");
-                while heard.len() < text.len() {
-                    server.stdout.read_line(&mut heard).unwrap();
-                    // What it says of records that bring no data.
-                    heard.truncate(heard.trim_end_matches("Read BLOCK\n").len());
-                }
-                heard
-            });
+            let reading = threads.spawn(|| server.copy(text.len()));
             for piece in text.as_bytes().chunks(1 + dice.below(20_000)) {
                 if dice.below(20) == 0 {
                     socket.ours.records().refresh();

@@ -8,9 +8,9 @@ use rustls::ServerConnection;
 use super::*;
 
 /// A server and the bytes on their way to us.
-struct Server {
-    connection: ServerConnection,
-    wire: Vec<u8>,
+pub(super) struct Server {
+    pub(super) connection: ServerConnection,
+    pub(super) wire: Vec<u8>,
 }
 
 impl Server {
@@ -21,7 +21,7 @@ impl Server {
     }
 
     /// Takes bytes and returns what was in them.
-    fn hear(&mut self, mut bytes: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+    pub(super) fn hear(&mut self, mut bytes: &[u8]) -> Result<Vec<u8>, rustls::Error> {
         let mut heard = Vec::new();
         while !bytes.is_empty() {
             self.connection.read_tls(&mut bytes).unwrap();
@@ -34,7 +34,7 @@ impl Server {
         Ok(heard)
     }
 
-    fn say(&mut self, plain: &[u8]) {
+    pub(super) fn say(&mut self, plain: &[u8]) {
         std::io::Write::write_all(&mut self.connection.writer(), plain).unwrap();
         self.flush();
     }
@@ -47,7 +47,11 @@ impl Server {
 }
 
 /// Shakes hands. A server that refuses the certificate is no error on this side yet.
-fn connect(ca: &CertificateAuthority, signer: &CertificateAuthority, suite: SupportedCipherSuite) -> (Ours, Server) {
+pub(super) fn connect(
+    ca: &CertificateAuthority,
+    signer: &CertificateAuthority,
+    suite: SupportedCipherSuite,
+) -> (Ours, Server) {
     let (mut handshake, mut server) = (client(ca, signer, suite), Server::new(ca));
     let (mut input, mut output) = (Vec::new(), Vec::new());
     loop {

@@ -80,7 +80,7 @@ impl HomeSite {
         format!(
             "[Unit]\nDescription=BAMF agent (demo)\nStartLimitIntervalSec=0\n\n[Service]\nType=notify\n\
              Environment=SSL_CERT_FILE={}\nExecStart={} run --config {} --runtime-dir {}\nRestart=always\n\
-             RestartSec=250ms\nRestartPreventExitStatus=78\n",
+             RestartSec=250ms\nRestartPreventExitStatus=78\nFileDescriptorStoreMax=4096\n",
             place("web-ca.pem"),
             place("bamf-agent"),
             place("agent.yaml"),

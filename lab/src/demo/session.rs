@@ -40,11 +40,9 @@ impl Surroundings {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
     pub(super) round_trips: usize,
-    /// Sessions that ended under their hands.
-    pub(super) broken: usize,
-    /// The longest time without a session.
-    pub(super) longest_gap: Duration,
-    /// A byte that was not what was sent. Never mended.
+    /// The longest time for a round trip since somebody asked.
+    pub(super) longest: Duration,
+    /// A byte that was not what was sent, or the end of the session. Never mended.
     pub(super) wrong: Option<String>,
 }
 
@@ -85,23 +83,24 @@ impl Worker {
         Ok(worker)
     }
 
-    pub(super) fn seen(&self) -> Seen {
+    fn seen(&self) -> Seen {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until there were `more` round trips.
+    /// Waits until there were `more` round trips; the longest pause is counted anew from here on.
     pub(super) fn works_on(&self, more: usize) -> Result<Seen, String> {
         let (before, began) = (self.seen().round_trips, Instant::now());
         loop {
             let seen = self.seen();
-            if let Some(wrong) = &seen.wrong {
-                return Err(format!("bytes changed in a session: {wrong}"));
+            if let Some(wrong) = seen.wrong {
+                return Err(format!("the session did not live: {wrong}"));
             }
             if seen.round_trips >= before + more {
+                self.seen.lock().unwrap_or_else(PoisonError::into_inner).longest = Duration::ZERO;
                 return Ok(seen);
             }
             if began.elapsed() > Duration::from_secs(30) {
-                return Err("sessions stand still".to_owned());
+                return Err("the session stands still".to_owned());
             }
             std::thread::sleep(PACE);
         }
@@ -133,49 +132,44 @@ impl Desk {
     }
 
     async fn work(self) {
-        let mut without = None;
-        while !self.leaves() {
-            let Ok(tunnel) = self.client.connect(RESOURCE).await else {
-                tokio::time::sleep(RETRY).await;
-                continue;
-            };
-            if self.round_trip(&tunnel, 0).await {
-                if let Some(since) = without.take() {
-                    let gap = Instant::elapsed(&since);
-                    self.note(|seen| seen.longest_gap = seen.longest_gap.max(gap));
-                }
-                let mut number = 1;
-                while !self.leaves() && self.round_trip(&tunnel, number).await {
-                    number += 1;
-                    tokio::time::sleep(PACE).await;
-                }
-                if self.leaves() {
-                    tunnel.close().await;
-                    return;
-                }
-                self.note(|seen| seen.broken += 1);
+        let tunnel = loop {
+            match self.client.connect(RESOURCE).await {
+                Ok(tunnel) => break tunnel,
+                Err(_) if self.leaves() => return,
+                Err(_) => tokio::time::sleep(RETRY).await,
             }
-            without.get_or_insert_with(Instant::now);
+        };
+        for number in 0_u64.. {
+            if self.leaves() {
+                tunnel.close().await;
+                return;
+            }
+            if let Err(wrong) = self.round_trip(&tunnel, number).await {
+                self.note(|seen| seen.wrong = Some(format!("{wrong} after {number} round trips")));
+                return;
+            }
+            tokio::time::sleep(PACE).await;
         }
     }
 
-    /// Sends a few bytes and compares what comes back; false when the session is over.
-    async fn round_trip(&self, tunnel: &Tunnel, number: u64) -> bool {
-        let sent = number.to_be_bytes();
+    /// Sends a few bytes and compares what comes back.
+    async fn round_trip(&self, tunnel: &Tunnel, number: u64) -> Result<(), String> {
+        let (sent, began) = (number.to_be_bytes(), Instant::now());
         let mut back = [0; 8];
         let exchange = async {
             tunnel.write(&sent).await?;
             tunnel.read_exact(&mut back).await
         };
-        if !matches!(tokio::time::timeout(PATIENCE, exchange).await, Ok(Ok(()))) {
-            return false;
+        match tokio::time::timeout(PATIENCE, exchange).await {
+            Ok(Ok(())) if back == sent => {}
+            Ok(Ok(())) => return Err(format!("{back:?} came instead of {sent:?}")),
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(_) => return Err(format!("no echo within {} s", PATIENCE.as_secs())),
         }
         self.note(|seen| {
             seen.round_trips += 1;
-            if back != sent {
-                seen.wrong = Some(format!("{back:?} instead of {sent:?}"));
-            }
+            seen.longest = seen.longest.max(began.elapsed());
         });
-        true
+        Ok(())
     }
 }

@@ -52,6 +52,7 @@ impl Desk {
             rules: RuleBook::new(router, Arc::clone(&cluster)),
             targets: Targets::new(Default::default(), cluster),
             counters: Counters::default(),
+            fixed: Fixed::default(),
             limits,
         };
         let (service, seen) = (Arc::new(service), Arc::default());

@@ -1,11 +1,11 @@
-//! Two streams against each other under arbitrary schedules of cuts, partial reads, stalls and redials.
+//! Two streams against each other under arbitrary schedules of cuts, partial reads, stalls, redials and hand-overs.
 
 use proptest::prelude::*;
 
 use self::network::{Network, Step};
 use super::super::{Connection, Stream};
 
-mod network;
+pub(super) mod network;
 
 fn step() -> impl Strategy<Value = Step> {
     let side = 0..2usize;
@@ -17,6 +17,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Break),
         1 => Just(Step::Redial),
         1 => Just(Step::RedialFails),
+        3 => (0..2usize).prop_map(Step::HandOver),
     ]
 }
 

@@ -13,7 +13,7 @@ use crate::tunnel::{BridgeAddress, Link};
 
 /// How long the exchange of handshakes may take: the bridge keeps an unmatched connection for 30 s, and its client may
 /// come in the last of them (protocol 7.5).
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(35);
+pub(super) const HANDSHAKE_LIMIT: Duration = Duration::from_secs(35);
 
 /// How long a client with an impossible handshake may take to be gone. A bridge does not notice that a peer which waits has
 /// left (protocol 7.4), and so brings together what one end has given up, handshake and all, with the other's next attempt.
@@ -48,9 +48,9 @@ async fn reach(bridge: BridgeAddress, credentials: Credentials) -> Result<Link, 
 impl Session {
     /// Begins to make a connection. One that is being made is given up: the newest command wins.
     pub(super) fn dial(&mut self, bridge: BridgeAddress, credentials: Credentials, first: bool) {
-        let connecting = Box::pin(reach(bridge, credentials));
+        let connecting = Box::pin(reach(bridge.clone(), credentials.clone()));
         (self.next, self.next_until) = (None, None);
-        self.dialling = Some(Dialling { connecting, first });
+        self.dialling = Some(Dialling { bridge, credentials, connecting, first });
     }
 
     pub(super) fn take_orders(&mut self, cx: &mut Context<'_>) -> bool {
@@ -63,6 +63,7 @@ impl Session {
                 self.dial(bridge, credentials, false);
             }
             Order::End => self.say_goodbye(End::AgentEnds),
+            Order::Freeze(by) => self.freeze_by = Some(by),
         }
         true
     }
@@ -166,7 +167,7 @@ impl Session {
         let gone = matches!(flushed, Poll::Ready(Err(_))) || matches!(received, Poll::Ready(Ok(0) | Err(_)));
         match outcome {
             Err(Violation::Session(what)) => {
-                self.doubt = Some(what);
+                self.doubt = Some(what.into());
                 self.next_until = Some(self.now + DOUBT_LIMIT);
             }
             Err(Violation::Connection(what)) => self.redial_failed(what),
@@ -199,7 +200,7 @@ impl Session {
             stream.only_close(&mut next.connection);
             self.take_over(next);
         }
-        self.violated(what);
+        self.violated(&what);
     }
 
     pub(super) fn redial_failed(&mut self, why: &str) {

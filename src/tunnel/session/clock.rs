@@ -40,7 +40,7 @@ impl Session {
         };
         let ack = self.ack_at.filter(|_| self.may_acknowledge());
         let redial = self.redial_until.filter(|_| !self.is_connecting());
-        [ack, redial, self.next_until, phase].into_iter().flatten().min()
+        [ack, redial, self.next_until, phase, self.freeze_by].into_iter().flatten().min()
     }
 
     fn pass_deadlines(&mut self) -> bool {

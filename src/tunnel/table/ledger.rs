@@ -74,7 +74,6 @@ pub(super) fn short(id: &str) -> String {
 
 impl Ledger {
     pub(super) fn new(shared: Arc<Shared>, id: &str) -> Self {
-        shared.metrics.opened.inc();
         Self { shared, name: short(id), held: 0 }
     }
 

@@ -38,6 +38,7 @@ fn well(second: u64) -> Observation {
         runs_new_file: true,
         restarts: 0,
         waits_for_restart: false,
+        stored: 0,
         marks: Some(READY),
         agent: Some(Report { version: "1.2.0".into(), connected: true, identity: identity(), last_error: None }),
         api_reachable: true,
@@ -339,6 +340,62 @@ fn an_identity_that_was_not_known_before_is_not_compared() {
     assert_eq!(gate.observe(&well(3)), Verdict::Healthy);
 }
 
+fn waiting(millisecond: u64, active: Active) -> Observation {
+    Observation { now: BEGAN + Duration::from_millis(millisecond), active, stored: 2, agent: None, ..well(0) }
+}
+
+#[test]
+fn a_version_that_is_ready_and_leaves_open_sessions_waiting_is_unhealthy_at_the_second_look() {
+    let mut gate = gate(HEALTH);
+    assert!(
+        matches!(gate.observe(&waiting(50, Active::Active)), Verdict::Wait { .. }),
+        "it may have been read in between"
+    );
+    assert_eq!(gate.observe(&waiting(100, Active::Active)), Verdict::Unhealthy { why: Symptom::NotTakenOver });
+}
+
+#[test]
+fn a_version_that_is_ready_for_an_instant_and_dies_without_taking_over_is_unhealthy_at_its_first_death() {
+    let dead = |stored| Observation {
+        active: Active::Activating,
+        result: "exit-code".into(),
+        process: None,
+        runs_new_file: false,
+        waits_for_restart: true,
+        stored,
+        ..waiting(50, Active::Activating)
+    };
+    assert!(matches!(gate(HEALTH).observe(&dead(2)), Verdict::Unhealthy { why: Symptom::DiedUnready { .. } }));
+    assert!(matches!(gate(HEALTH).observe(&dead(0)), Verdict::Wait { .. }), "it had taken over, and may do better");
+}
+
+#[test]
+fn a_version_that_starts_has_five_seconds_to_take_over_open_sessions() {
+    let mut first = gate(HEALTH);
+    for millisecond in (50..5000).step_by(50) {
+        let seen = first.observe(&waiting(millisecond, Active::Activating));
+        assert!(matches!(seen, Verdict::Wait { .. }), "{millisecond}");
+    }
+    let late = first.observe(&waiting(5050, Active::Activating));
+    assert_eq!(late, Verdict::Unhealthy { why: Symptom::NotTakenOver });
+    // Another process has its own time, and one that took over is not late.
+    let mut gate = gate(HEALTH);
+    gate.observe(&waiting(50, Active::Activating));
+    let other = Observation { process: Some((200, 2)), ..waiting(5100, Active::Activating) };
+    assert!(matches!(gate.observe(&other), Verdict::Wait { .. }));
+    assert!(matches!(gate.observe(&well(6)), Verdict::Wait { .. }));
+    assert_eq!(gate.observe(&well(9)), Verdict::Healthy);
+}
+
+#[test]
+fn what_waits_for_a_process_of_the_old_file_is_not_the_new_versions_doing() {
+    let mut gate = gate(HEALTH);
+    for millisecond in [50, 100, 9000] {
+        let seen = Observation { runs_new_file: false, ..waiting(millisecond, Active::Active) };
+        assert!(matches!(gate.observe(&seen), Verdict::Wait { .. }), "{millisecond}");
+    }
+}
+
 fn any_active() -> impl Strategy<Value = Active> {
     prop::sample::select(vec![Active::Active, Active::Active, Active::Activating, Active::Inactive, Active::Reloading])
 }
@@ -352,6 +409,7 @@ prop_compose! {
         main_started in prop::sample::select(vec![10_u64, 30, 50]),
         entered_active in prop::sample::select(vec![20_u64, 40]),
         waits_for_restart in prop::bool::weighted(0.1),
+        stored in prop_oneof![9 => Just(0_u32), 1 => Just(2)],
         answers in prop::bool::weighted(0.9),
         connected in any::<bool>(),
         right_version in prop::bool::weighted(0.9),
@@ -370,6 +428,7 @@ prop_compose! {
             runs_new_file,
             restarts,
             waits_for_restart,
+            stored,
             marks,
             agent,
             api_reachable,
@@ -404,6 +463,7 @@ proptest! {
                 Verdict::Unhealthy { why: Symptom::DiedUnready { .. } } => {
                     prop_assert!(seen.waits_for_restart && seen.marks.is_some_and(|marks| marks.main_started != 10));
                 }
+                Verdict::Unhealthy { why: Symptom::NotTakenOver } => prop_assert!(seen.stored > 0 && seen.runs_new_file),
                 Verdict::Unhealthy { .. } => prop_assert!(now - BEGAN >= HEALTH, "blamed before its time"),
             }
             break;

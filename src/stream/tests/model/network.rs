@@ -23,6 +23,15 @@ pub(super) enum Step {
     Redial,
     /// The second connection fails before or during its handshake.
     RedialFails,
+    /// Another process goes on with a side: it gets the stream and its connections as bytes, nothing else.
+    HandOver(usize),
+}
+
+/// The same in another process.
+pub(crate) fn carried<T: serde::Serialize + serde::de::DeserializeOwned>(value: &T) -> T {
+    let mut bytes = Vec::new();
+    value.serialize(&mut rmp_serde::Serializer::new(&mut bytes).with_struct_map()).expect("it is plain data");
+    rmp_serde::from_slice(&bytes).expect("it was written a moment ago")
 }
 
 /// A bridge connection, and what is on its way to each side.
@@ -88,6 +97,7 @@ impl Network {
                     self.wires.pop();
                 }
             }
+            Step::HandOver(side) => self.hand_over(side),
         }
         for side in 0..2 {
             let delivered = &self.delivered[side];
@@ -129,6 +139,19 @@ impl Network {
         if current + 1 == self.wires.len() && !self.wires[current].ends[side].awaits_handshake() {
             self.streams[side].acknowledge(&mut self.wires[current].ends[side]);
         }
+    }
+
+    fn hand_over(&mut self, side: usize) {
+        let stream = carried(&self.streams[side]).checked().expect("a stream is possible");
+        assert!(stream == self.streams[side], "a stream changes on its way");
+        // What was before the current wire is closed.
+        for wire in &mut self.wires[self.current[side]..] {
+            let connection: Connection = carried(&wire.ends[side]);
+            stream.check(&connection).expect("a connection is possible");
+            assert!(connection == wire.ends[side], "a connection changes on its way");
+            wire.ends[side] = connection;
+        }
+        self.streams[side] = stream;
     }
 
     /// The network behaves until nothing moves any more.
