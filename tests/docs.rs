@@ -1,7 +1,7 @@
 //! The documents say what the program does: the table of keys, the examples, and the tests that they name.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bamf_agent::config::keys::{self, Key};
 use bamf_agent::config::{Document, Environment, Origin, Overrides, interpret};
@@ -105,4 +105,112 @@ fn the_contract_lists_every_metric_and_no_other() {
     let source = read("src/telemetry/metrics.rs");
     let shipped = source.split("#[cfg(test)]").next().unwrap();
     assert_eq!(names(&read("docs/contract.md"), '`'), names(shipped, '"'));
+}
+
+/// All documents for readers, by their path in the repository.
+fn documents() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut paths: Vec<PathBuf> = walkdir::WalkDir::new(root.join("docs"))
+        .into_iter()
+        .filter_map(Result::ok)
+        .map(|entry| entry.into_path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+        .collect();
+    paths.extend(
+        ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md", "fuzz/README.md"].map(|name| root.join(name)),
+    );
+    let read =
+        |path: PathBuf| std::fs::read_to_string(&path).map(|text| (path, text)).expect("it is part of the repository");
+    paths.into_iter().map(read).collect()
+}
+
+/// The anchors of a document's headings, as its readers' renderers make them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    let slug = |heading: &str| {
+        let kept = heading.to_lowercase().replace(' ', "-");
+        kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
+    };
+    headings.map(slug).collect()
+}
+
+#[test]
+fn every_link_between_documents_leads_somewhere() {
+    for (path, text) in documents() {
+        for (_, rest) in text.match_indices("](").map(|(at, _)| text.split_at(at + 2)) {
+            let Some(link) = rest.split(')').next().filter(|link| !link.starts_with("http") && !link.contains(' '))
+            else {
+                continue;
+            };
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            assert!(target.exists(), "{} links to {link}", path.display());
+            if !anchor.is_empty() {
+                let there = anchors(&std::fs::read_to_string(&target).unwrap());
+                assert!(there.contains(anchor), "{} links to {link}; there are {there:#?}", path.display());
+            }
+        }
+    }
+}
+
+/// The commands in blocks of the shell, each on its line; what is long is continued with a backslash.
+fn commands(text: &str) -> Vec<String> {
+    let blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let lines = blocks.flat_map(|block| block.replace("\\\n", " ").lines().map(str::to_owned).collect::<Vec<_>>());
+    lines.filter(|line| !line.trim().is_empty()).collect()
+}
+
+#[test]
+fn every_command_of_the_agent_in_a_document_is_one_that_it_understands() {
+    let mut tried = 0;
+    for (path, text) in documents() {
+        let in_blocks = commands(&text);
+        // In tables as well, where they begin a cell's code.
+        let in_cells =
+            text.split('`').skip(1).step_by(2).filter(|code| code.starts_with("sudo bamf-agent ")).map(str::to_owned);
+        for command in in_blocks.into_iter().chain(in_cells) {
+            let words: Vec<&str> = command.split(['#', '|', '>', ';']).next().unwrap().split_whitespace().collect();
+            let Some(at) = words.iter().position(|word| *word == "bamf-agent") else { continue };
+            let leading = &words[..at];
+            let arguments: Vec<&str> = words[at + 1..].iter().map(|word| word.trim_matches('\'')).collect();
+            let is_command = leading.iter().all(|word| ["sudo", "-u", "bamf"].contains(word));
+            // Everything before `--help` is read as it would be without it.
+            if is_command && !arguments.contains(&"…") {
+                let output = std::process::Command::new(env!("CARGO_BIN_EXE_bamf-agent"))
+                    .args(&arguments)
+                    .arg("--help")
+                    .output();
+                let output = output.unwrap();
+                let said = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{}: {command}\n{said}", path.display());
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 30, "only {tried} commands were found");
+}
+
+#[test]
+fn alerts_go_by_metrics_that_exist_and_are_explained() {
+    let read = |path: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path);
+    let (rules, source, explained) = (
+        read("packaging/prometheus/bamf-agent.rules.yaml"),
+        read("src/telemetry/metrics.rs"),
+        read("docs/monitoring.md"),
+    );
+    let mut alerts = 0;
+    for line in rules.lines() {
+        if let Some(alert) = line.trim().strip_prefix("- alert: ") {
+            assert!(explained.contains(&format!("| `{alert}` |")), "docs/monitoring.md does not explain {alert}");
+            alerts += 1;
+        }
+        if let Some(expression) = line.trim().strip_prefix("expr: ") {
+            for (at, _) in expression.match_indices("bamf_agent_") {
+                let rest = &expression[at..];
+                let end = rest.find(|c: char| !c.is_ascii_lowercase() && c != '_').unwrap_or(rest.len());
+                assert!(source.contains(&format!("\"{}\"", &rest[..end])), "{} is no metric", &rest[..end]);
+            }
+        }
+    }
+    assert!(alerts > 5);
 }
