@@ -10,6 +10,8 @@
 
 #[path = "driver/moments.rs"]
 mod moments;
+#[path = "driver/reluctant.rs"]
+mod reluctant;
 #[path = "driver/rig.rs"]
 mod rig;
 #[path = "driver/transfers.rs"]

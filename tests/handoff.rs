@@ -7,10 +7,16 @@
 mod golden;
 #[path = "handoff/impossible.rs"]
 mod impossible;
+#[path = "handoff/relay.rs"]
+mod relay;
+#[path = "driver/reluctant.rs"]
+mod reluctant;
 #[path = "handoff/samples.rs"]
 mod samples;
 #[path = "handoff/versions.rs"]
 mod versions;
+#[path = "handoff/web.rs"]
+mod web;
 
 use std::fs::File;
 use std::os::fd::AsFd as _;

@@ -2,8 +2,8 @@
 
 use bamf_lab::client::{Received, Wire, frame};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+use super::reluctant::Reluctant;
 use super::*;
 
 fn echo() -> (Target, Arc<Rig>) {
@@ -78,52 +78,6 @@ fn a_dial_that_is_done_within_the_grace_is_carried_over() {
         check_echo(&tunnel, b"in time").await;
         assert_eq!(target.seen().accepted, 1);
     });
-}
-
-/// A target that lets callers wait until [`Self::open`].
-struct Reluctant {
-    listener: TcpListener,
-    waiting: Vec<TcpStream>,
-}
-
-impl Reluctant {
-    async fn new() -> Self {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let listener = socket.listen(1).unwrap();
-        let mut waiting = Vec::new();
-        // The kernel answers no further caller once its queue is full; how long that is, is its own affair.
-        while let Ok(connected) =
-            timeout(Duration::from_millis(200), TcpStream::connect(listener.local_addr().unwrap())).await
-        {
-            waiting.push(connected.unwrap());
-        }
-        Self { listener, waiting }
-    }
-
-    fn port(&self) -> u16 {
-        self.listener.local_addr().unwrap().port()
-    }
-
-    /// Takes whoever waited before, and then the one that comes.
-    async fn open(&mut self) -> TcpStream {
-        for _ in self.waiting.drain(..) {
-            self.listener.accept().await.unwrap();
-        }
-        self.accept().await
-    }
-
-    async fn accept(&self) -> TcpStream {
-        loop {
-            let (mut stream, _) = timeout(LIMIT, self.listener.accept()).await.expect("nobody calls").unwrap();
-            // Who gave up waiting in the queue says nothing.
-            let mut first = [0];
-            if stream.peek(&mut first).await.unwrap() == 1 {
-                return stream;
-            }
-            stream.shutdown().await.ok();
-        }
-    }
 }
 
 #[test]

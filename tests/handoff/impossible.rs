@@ -378,6 +378,27 @@ fn a_dial_with_impossible_credentials_is_no_dial() {
 }
 
 #[test]
+fn a_conversation_that_has_sent_or_searched_more_than_there_is_is_refused() {
+    let waiting = || {
+        let mut record = sample("relay");
+        record["conversation"]["phase"] = json!("waiting");
+        record["conversation"]["bridge_in"] = json!(b"GET");
+        record
+    };
+    let cases = [
+        (sample("relay"), "bridge_out/sent", 1000, false),
+        (sample("relay"), "target_out/sent", u64::MAX, false),
+        (waiting(), "searched", 3, true),
+        (waiting(), "searched", 4, false),
+        (waiting(), "searched", u64::MAX, false),
+    ];
+    for (mut record, path, number, is_possible) in cases {
+        *record.pointer_mut(&format!("/conversation/{path}")).unwrap() = json!(number);
+        run(async move || assert_eq!(adopt_relay(record, true).await, is_possible, "{path} {number}"));
+    }
+}
+
+#[test]
 fn a_session_that_is_there_already_is_not_adopted_again() {
     run(async || {
         let metrics = SessionMetrics::unregistered();
