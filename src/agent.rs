@@ -40,6 +40,7 @@ use crate::control::{self, Announced};
 use crate::handoff::Inheritance;
 use crate::http;
 use crate::identity::{self, Identity, Store, instance::Instance};
+use crate::kubernetes;
 use crate::platform::Client;
 use crate::platform::client::AgentClient;
 use crate::relay;
@@ -234,7 +235,7 @@ fn context(
         resources: config.resources.clone(),
         network: config.network.clone(),
         data_dir: config.data_dir.clone(),
-        service_account: relay::rules::MOUNT.into(),
+        service_account: kubernetes::MOUNT.into(),
         limits: relay::exchange::Limits::default(),
     });
     handover::adopt_relays(&relay, adopted.relays);

@@ -14,6 +14,7 @@ pub mod handoff;
 pub mod heap;
 pub mod http;
 pub mod identity;
+pub mod kubernetes;
 pub mod listen;
 pub mod platform;
 pub mod relay;

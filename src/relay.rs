@@ -43,12 +43,13 @@ use self::memory::Memory;
 use self::pace::Ewma;
 use self::pool::{Pool, RelayStatus};
 use self::route::Router;
-use self::rules::{Cluster, RuleBook};
+use self::rules::RuleBook;
 use self::streams::Streams;
 use self::targets::Targets;
 use crate::clock;
 use crate::config::{NetworkConfig, Resource};
 use crate::http;
+use crate::kubernetes::ServiceAccount;
 use crate::tasks::Tasks;
 
 /// Pools in all, superseded ones included; each is 32 connections.
@@ -71,7 +72,7 @@ pub struct Config<D> {
     pub network: NetworkConfig,
     /// Where `relays.json` lies.
     pub data_dir: PathBuf,
-    /// Where the service account is mounted, usually [`rules::MOUNT`].
+    /// Where the service account is mounted, usually [`crate::kubernetes::MOUNT`].
     pub service_account: PathBuf,
     /// How long what may take.
     pub limits: Limits,
@@ -129,7 +130,7 @@ impl<D: Dial> std::fmt::Debug for Handle<D> {
 #[must_use]
 pub fn start<D: Dial>(config: Config<D>) -> Handle<D> {
     let Config { dial, resources, network, data_dir, service_account, limits } = config;
-    let cluster = Arc::new(Cluster::new(service_account));
+    let cluster = Arc::new(ServiceAccount::new(service_account));
     let service = Service {
         rules: RuleBook::new(Router::new(&resources), Arc::clone(&cluster)),
         targets: Targets::new(network, cluster),

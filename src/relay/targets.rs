@@ -20,9 +20,9 @@ use tokio_rustls::client::TlsStream;
 
 use super::conversation::{Refusal, Reuse};
 use super::route::{Scheme, Target};
-use super::rules::Cluster;
 use crate::config::NetworkConfig;
 use crate::http;
+use crate::kubernetes::ServiceAccount;
 
 /// Protocol 9.3: 10 s to connect, and 10 s for the TLS handshake.
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
@@ -125,13 +125,13 @@ pub struct Targets {
     network: NetworkConfig,
     /// Made with the first `https` target: reading the system's roots takes longer than a start should.
     tls: Mutex<Option<Arc<ClientConfig>>>,
-    cluster: Arc<Cluster>,
+    cluster: Arc<ServiceAccount>,
 }
 
 impl Targets {
     /// Targets under the roots that `network` names, and clusters under their own.
     #[must_use]
-    pub fn new(network: NetworkConfig, cluster: Arc<Cluster>) -> Self {
+    pub fn new(network: NetworkConfig, cluster: Arc<ServiceAccount>) -> Self {
         Self { shelf: Mutex::default(), network, tls: Mutex::default(), cluster }
     }
 

@@ -7,9 +7,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::kubernetes::ServiceAccount;
 use crate::relay::route::Router;
 use crate::relay::route::tests::resource;
-use crate::relay::rules::Cluster;
 use crate::tasks::Tasks;
 
 #[derive(Default)]
@@ -46,7 +46,7 @@ impl Desk {
     async fn with(limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let cluster = Arc::new(Cluster::new("/nonexistent"));
+        let cluster = Arc::new(ServiceAccount::new("/nonexistent"));
         let router = Router::new(&[resource("app", "http", "127.0.0.1", port)]);
         let service = Service {
             rules: RuleBook::new(router, Arc::clone(&cluster)),

@@ -3,11 +3,12 @@
 use serde_json::Value;
 
 use super::*;
+use crate::kubernetes::ServiceAccount;
 use crate::relay::conversation::{Prepared, Refusal, Rules as _};
 use crate::relay::head;
 use crate::relay::route::Router;
 use crate::relay::route::tests::resource;
-use crate::relay::rules::{Cluster, RuleBook};
+use crate::relay::rules::RuleBook;
 use crate::relay::vectors;
 
 struct Desk {
@@ -21,7 +22,7 @@ impl Desk {
         let mut wiki = resource("wiki", "http", "wiki.internal", 8085);
         wiki.forward_session_token = forward_session_token;
         let router = Router::new(&[wiki, resource("cluster", "kubernetes", "", 6443)]);
-        let rules = RuleBook::new(router, std::sync::Arc::new(Cluster::new(directory.path())));
+        let rules = RuleBook::new(router, std::sync::Arc::new(ServiceAccount::new(directory.path())));
         let desk = Self { directory, rules };
         desk.token(" sa-token\n");
         desk

@@ -68,7 +68,7 @@ async fn an_https_target_is_spoken_to_in_tls_and_its_connection_is_used_again() 
     put(directory.path(), "roots.pem", &server.pem);
     let extra_roots = Some(directory.path().join("roots.pem"));
     let network = NetworkConfig { extra_roots, ..NetworkConfig::default() };
-    let targets = Targets::new(network, Arc::new(Cluster::new(directory.path())));
+    let targets = Targets::new(network, Arc::new(ServiceAccount::new(directory.path())));
     let target = server.target(Scheme::Https);
     let using = async {
         for reused in [false, true, true] {
@@ -88,7 +88,7 @@ async fn an_https_target_is_spoken_to_in_tls_and_its_connection_is_used_again() 
 #[tokio::test]
 async fn a_server_that_no_root_vouches_for_gets_nothing() {
     let server = Server::new(BOTH).await;
-    let targets = Targets::new(NetworkConfig::default(), Arc::new(Cluster::new("/nonexistent")));
+    let targets = Targets::new(NetworkConfig::default(), Arc::new(ServiceAccount::new("/nonexistent")));
     let target = server.target(Scheme::Https);
     let (refused, served) = tokio::join!(targets.connect(&target, Reuse::Any), server.serve());
     assert_eq!((refused.unwrap_err().status, served), (502, false));
@@ -98,7 +98,7 @@ async fn a_server_that_no_root_vouches_for_gets_nothing() {
 async fn a_cluster_is_trusted_by_the_mounted_authority_alone_as_it_is_at_the_time() {
     let directory = tempfile::tempdir().unwrap();
     let (server, other) = (Server::new(BOTH).await, Server::new(BOTH).await);
-    let targets = Targets::new(NetworkConfig::default(), Arc::new(Cluster::new(directory.path())));
+    let targets = Targets::new(NetworkConfig::default(), Arc::new(ServiceAccount::new(directory.path())));
     let target = server.target(Scheme::Kubernetes);
     for unusable in [None, Some("no certificate")] {
         unusable.inspect(|text| put(directory.path(), "ca.crt", text));
@@ -120,7 +120,7 @@ async fn a_cluster_below_tls_1_3_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let server = Server::new(&[&rustls::version::TLS12]).await;
     put(directory.path(), "ca.crt", &server.pem);
-    let targets = Targets::new(NetworkConfig::default(), Arc::new(Cluster::new(directory.path())));
+    let targets = Targets::new(NetworkConfig::default(), Arc::new(ServiceAccount::new(directory.path())));
     let target = server.target(Scheme::Kubernetes);
     let (refused, served) = tokio::join!(targets.connect(&target, Reuse::Any), server.serve());
     assert_eq!((refused.unwrap_err().status, served), (502, false));
@@ -131,7 +131,7 @@ async fn what_came_unasked_or_is_too_old_is_not_used_again() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let target = Target { scheme: Scheme::Http, host: "127.0.0.1".into(), port };
-    let targets = Targets::new(NetworkConfig::default(), Arc::new(Cluster::new("/nonexistent")));
+    let targets = Targets::new(NetworkConfig::default(), Arc::new(ServiceAccount::new("/nonexistent")));
     let pair = async || {
         let (near, far) = tokio::join!(targets.connect(&target, Reuse::Never), listener.accept());
         (near.unwrap().0, far.unwrap().0)
@@ -158,7 +158,7 @@ async fn what_came_unasked_or_is_too_old_is_not_used_again() {
 async fn a_target_that_vanishes_is_found_by_probes() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let targets = Targets::new(NetworkConfig::default(), Arc::new(Cluster::new("/nonexistent")));
+    let targets = Targets::new(NetworkConfig::default(), Arc::new(ServiceAccount::new("/nonexistent")));
     let target = Target { scheme: Scheme::Http, host: "127.0.0.1".into(), port };
     let (stream, _) = targets.connect(&target, Reuse::Any).await.unwrap();
     assert!(sockopt::socket_keepalive(stream.socket()).unwrap());
