@@ -22,6 +22,7 @@ mod reaction;
 pub mod registration;
 mod renewal;
 mod retry;
+mod sharing;
 mod shutdown;
 mod version_watch;
 
@@ -39,6 +40,7 @@ use crate::config::Config;
 use crate::control::{self, Announced};
 use crate::handoff::Inheritance;
 use crate::http;
+use crate::identity::shared::{self, Shared};
 use crate::identity::{self, Identity, Store, instance::Instance};
 use crate::kubernetes;
 use crate::platform::Client;
@@ -58,6 +60,9 @@ pub enum Error {
     /// The platform will not register this agent.
     #[error(transparent)]
     Registration(#[from] registration::Error),
+    /// The Secret that replicas share cannot be used; only the `join` command ends with this.
+    #[error(transparent)]
+    Shared(#[from] shared::Error),
     /// No HTTP client can be made.
     #[error("the platform cannot be called")]
     Http(#[from] http::Error),
@@ -111,9 +116,15 @@ pub(crate) struct Context {
     config: Arc<Config>,
     client: Client,
     store: Store,
+    /// The Secret that all replicas have in common, in a cluster.
+    shared: Option<Shared>,
     instance: Arc<Instance>,
     board: Board,
     session: watch::Sender<Session>,
+    /// Fingerprint of the certificate that the platform accepted last; empty before the first time.
+    accepted: watch::Sender<String>,
+    /// Whose turn it is to write a set into the data directory.
+    identity_turn: Arc<tokio::sync::Mutex<()>>,
     /// A task that finds the agent cannot go on says why here.
     verdict: mpsc::Sender<Error>,
     tasks: Tasks,
@@ -134,6 +145,15 @@ impl Context {
         self.board.identify(&identity, &self.instance);
         let identity = Arc::new(identity);
         self.session.send_replace(Session { client: self.client.as_agent(&identity), identity });
+    }
+
+    /// The platform has accepted a heartbeat of this session.
+    fn accepted(&self, session: &Session) {
+        self.accepted.send_if_modified(|accepted| {
+            let new = *accepted != session.identity.sha256;
+            accepted.clone_from(&session.identity.sha256);
+            new
+        });
     }
 
     /// Ends the agent with an error, unless another one came first.
@@ -160,9 +180,17 @@ pub async fn run(config: Config, warnings: &[String], build: &Build) -> Result<(
     let store = Store::new(&config.data_dir);
     store.prepare()?;
     let _lock = store.lock()?;
-    let stored = store.load()?;
+    let shared = Shared::of(&config, &build.version.to_string());
+    let stored = match store.load() {
+        // Nothing else could help.
+        Err(error) if shared.is_none() => return Err(error.into()),
+        stored => stored,
+    };
     for warning in warnings {
         tracing::warn!("{warning}");
+    }
+    if let shared::Kind::NotShared(sentence) = shared::kind(&config) {
+        tracing::warn!("{sentence}");
     }
     let local = Tasks::new();
     let announced = Announced::default();
@@ -172,7 +200,8 @@ pub async fn run(config: Config, warnings: &[String], build: &Build) -> Result<(
     let mut watch = Watch::new(board.clone());
     let identity = {
         let leaving = CancellationToken::new();
-        let registered = registration::identity(&config, &store, &client, &board, stored, &leaving);
+        let known = registration::Known { stored, shared: shared.as_ref() };
+        let registered = registration::identity(&config, &store, &client, &board, known, &leaving);
         tokio::pin!(registered);
         let Some(identity) = watch.during(&mut registered, &mut signals).await else {
             leaving.cancel();
@@ -181,7 +210,8 @@ pub async fn run(config: Config, warnings: &[String], build: &Build) -> Result<(
         identity?
     };
     let Some(identity) = identity else { return Ok(()) };
-    let (context, mut verdicts) = context(config, client, store, board, identity, Sessions { work, tunnels, adopted });
+    let (context, mut verdicts) =
+        context(config, client, Kept { store, shared }, board, identity, Sessions { work, tunnels, adopted });
     let tasks = &context.tasks;
     // Before anything else: web requests may be waiting, and the platform will not ask again (protocol chapter 16).
     context.relay.reconnect();
@@ -189,6 +219,9 @@ pub async fn run(config: Config, warnings: &[String], build: &Build) -> Result<(
     tasks.spawn("commands", commands::run(context.clone()));
     tasks.spawn("edges", edges::run(context.clone()));
     tasks.spawn("renewal", renewal::run(context.clone()));
+    if let Some(shared) = &context.shared {
+        tasks.spawn("sharing", sharing::run(context.clone(), shared.clone()));
+    }
     tasks.spawn("version watch", version_watch::run(context.clone(), build.version.clone()));
     notify::ready();
 
@@ -207,16 +240,23 @@ struct Sessions {
     adopted: handover::Adopted,
 }
 
+/// Where the identity is kept.
+struct Kept {
+    store: Store,
+    shared: Option<Shared>,
+}
+
 /// Puts together what the tasks share, once it is known who the agent is.
 fn context(
     config: Arc<Config>,
     client: Client,
-    store: Store,
+    kept: Kept,
     board: Board,
     identity: Identity,
     sessions: Sessions,
 ) -> (Context, mpsc::Receiver<Error>) {
     let Sessions { work, tunnels, adopted } = sessions;
+    let Kept { store, shared } = kept;
     let instance = Instance::load(store.directory());
     let instance = match &adopted.instance_id {
         Some(id) => instance.continuing(id),
@@ -228,6 +268,7 @@ fn context(
     board.identify(&identity, &instance);
     let identity = Arc::new(identity);
     let (session, _) = watch::channel(Session { client: client.as_agent(&identity), identity });
+    let (accepted, _) = watch::channel(String::new());
     let (verdict, verdicts) = mpsc::channel(1);
     let instance = Arc::new(instance);
     let relay = relay::start(relay::Config {
@@ -242,8 +283,23 @@ fn context(
     board.show_relay(relay.clone());
     let edges = Edges::new();
     let tasks = Tasks::new();
-    let context =
-        Context { config, client, store, instance, board, session, verdict, tasks, work, tunnels, relay, edges };
+    let context = Context {
+        config,
+        client,
+        store,
+        shared,
+        instance,
+        board,
+        session,
+        accepted,
+        identity_turn: Arc::default(),
+        verdict,
+        tasks,
+        work,
+        tunnels,
+        relay,
+        edges,
+    };
     (context, verdicts)
 }
 

@@ -32,6 +32,9 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// Finds a peer that vanished behind a NAT, on connections that only listen.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
+/// The cluster's API answers at once or is in trouble; an agent that waits for it has an identity to go on with.
+#[cfg(feature = "kubernetes")]
+const CLUSTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Same-origin redirects that a call to the platform may need, e.g. for a trailing slash.
 const PLATFORM_REDIRECTS: usize = 3;
 /// Contract section 4: at most 10.
@@ -46,6 +49,9 @@ pub enum Purpose {
     Platform,
     /// The platform's event stream: no limit on the whole; the reader limits the silence. Redirects as for `Platform`.
     Events,
+    /// The API of the cluster around the pod: 10 s in all, no redirects, no proxy.
+    #[cfg(feature = "kubernetes")]
+    Cluster,
     /// Release files: no limit on the whole, 30 s without a byte ends it; redirects to any host over HTTPS.
     Releases,
 }
@@ -127,6 +133,12 @@ pub fn client_over(
     let builder = match purpose {
         Purpose::Platform => builder.timeout(PLATFORM_TIMEOUT).redirect(Policy::custom(within_origin)),
         Purpose::Events => builder.redirect(Policy::custom(within_origin)),
+        // Inside the cluster there is no proxy to go through, and none should be asked to.
+        #[cfg(feature = "kubernetes")]
+        Purpose::Cluster => {
+            let builder = builder.timeout(CLUSTER_TIMEOUT).redirect(Policy::none()).no_proxy();
+            return builder.build().map_err(Error::Build);
+        }
         Purpose::Releases => builder.read_timeout(STALL_TIMEOUT).redirect(Policy::custom(over_https)),
     };
     proxied(builder, network)?.build().map_err(Error::Build)

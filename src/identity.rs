@@ -16,6 +16,7 @@
 pub mod inspect;
 pub mod instance;
 pub mod schedule;
+pub mod shared;
 pub mod store;
 
 use std::time::SystemTime;

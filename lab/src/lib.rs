@@ -8,6 +8,7 @@ pub mod cable;
 pub mod client;
 pub mod crowd;
 pub mod demo;
+pub mod kubernetes;
 pub mod machine;
 pub mod pattern;
 pub mod plane;

@@ -10,7 +10,7 @@ use super::bridges::Bridges;
 use crate::clock;
 use crate::config::Config;
 use crate::control::Status;
-use crate::control::status::{Api, Certificate, Update};
+use crate::control::status::{Api, Certificate, Kept, Update};
 use crate::identity::{Identity, instance::Instance};
 use crate::relay;
 use crate::telemetry::Build;
@@ -34,6 +34,8 @@ struct State {
     stream_error: Option<String>,
     /// Something that waiting does not mend, e.g. a renewal that fails.
     standing_error: Option<String>,
+    /// The Secret that replicas share cannot be read or written.
+    sharing_error: Option<String>,
 }
 
 /// A shared notice board.
@@ -61,6 +63,7 @@ impl Board {
             started_at: Some(clock::rfc3339(clock::now())),
             api: Api { url: config.platform_url.to_string().trim_end_matches('/').to_owned(), ..Api::default() },
             update: Update { installed: version.clone(), ..Update::default() },
+            identity: Kept::of(config),
             ..Status::default()
         };
         Ok(Self {
@@ -71,6 +74,7 @@ impl Board {
                 heartbeat_error: None,
                 stream_error: None,
                 standing_error: None,
+                sharing_error: None,
             })),
             changed: Arc::new(Notify::new()),
             metrics: Metrics::new(&version)?,
@@ -89,7 +93,10 @@ impl Board {
         status.sessions.adopted = self.metrics.sessions.adopted.get();
         status.sessions.lost = self.metrics.sessions.lost.get();
         status.api.connected = state.connected();
-        let errors = [&state.standing_error, &state.heartbeat_error, &state.stream_error];
+        if state.sharing_error.is_some() {
+            status.identity.problem.clone_from(&state.sharing_error);
+        }
+        let errors = [&state.standing_error, &state.heartbeat_error, &state.stream_error, &state.sharing_error];
         status.api.last_error = errors.into_iter().flatten().next().cloned();
         status
     }
@@ -198,6 +205,15 @@ impl Board {
 
     pub(crate) fn standing_error(&self, error: Option<String>) {
         self.update(|state| state.standing_error = error);
+    }
+
+    /// Notes what is wrong with the Secret; true if that is news.
+    pub(crate) fn sharing_error(&self, error: Option<String>) -> bool {
+        if self.lock().sharing_error == error {
+            return false;
+        }
+        self.update(|state| state.sharing_error = error);
+        true
     }
 
     /// Notes what the API reports as its version, and whether that makes an update available.

@@ -55,6 +55,7 @@ async fn beat(context: &Context, session: &Session, body: &HeartbeatRequest, ret
             }
             context.board.works(Way::Heartbeat);
             retry.worked();
+            context.accepted(session);
             confirm(context, session);
             context.config.heartbeat_interval
         }

@@ -12,6 +12,7 @@ use crate::backoff::Backoff;
 use crate::clock;
 use crate::config::Config;
 use crate::http;
+use crate::identity::shared::{Over, Shared};
 use crate::identity::store::JoinIntent;
 use crate::identity::{self, Identity, Store, instance::Instance};
 use crate::platform::{Client, Failure, Kind};
@@ -19,6 +20,7 @@ use crate::secret::Secret;
 use crate::service::notify;
 
 use super::board::{Board, Way};
+use super::sharing;
 
 /// First wait between two attempts to join.
 const RETRY_BASE: Duration = Duration::from_secs(1);
@@ -126,6 +128,14 @@ impl Error {
     pub const fn is_unreachable(&self) -> bool {
         matches!(self, Self::GaveUp { .. })
     }
+
+    /// True where it may mean that another replica of this agent was faster: the name is taken, or the token used up.
+    const fn may_be_another_replicas(&self) -> bool {
+        matches!(
+            self,
+            Self::NameTaken { .. } | Self::Interrupted { .. } | Self::TokenRefused { .. } | Self::TokenSpent { .. }
+        )
+    }
 }
 
 /// The identity to run with: the stored one, else the one that joining gives. Waits as long as the platform is away.
@@ -136,39 +146,120 @@ pub(super) async fn identity(
     store: &Store,
     client: &Client,
     board: &Board,
-    stored: Option<Identity>,
+    known: Known<'_>,
     leaving: &CancellationToken,
 ) -> Result<Option<Identity>, super::Error> {
+    let Known { stored, shared } = known;
+    let mut waiting = Waiting { board, leaving, backoff: Backoff::new(RETRY_BASE, RETRY_CAP), told: false };
+    let stored = match shared {
+        None => stored?,
+        Some(shared) => match sharing::start(shared, store, stored, &mut waiting).await {
+            Some(stored) => stored?,
+            None => return Ok(None),
+        },
+    };
     if let Some(identity) = stored {
         remark(config, &identity);
         return Ok(Some(identity));
     }
-    let token = config.join_token.clone().ok_or_else(|| no_token(config, store))?;
-    let mut backoff = Backoff::new(RETRY_BASE, RETRY_CAP);
-    let mut waiting = false;
+    let token = config.join_token.clone().ok_or_else(|| no_token(config, store, shared))?;
     loop {
-        let failure = match join(config, store, client, &token).await? {
+        let (sentence, asked) = match join_here(config, store, client, &token, shared).await? {
             Ok(identity) => return Ok(Some(identity)),
-            Err(failure) => failure,
+            Err(delay) => delay,
         };
-        let wait = pause(&failure, &mut backoff);
-        tracing::warn!(error = %failure, wait_ms = wait.as_millis(), "not joined yet, trying again");
-        board.fails(Way::Heartbeat, Some(failure.to_string()));
-        if !waiting {
-            // The start itself is fine; what is missing is the platform.
+        if !waiting.pause(&sentence, asked).await {
+            return Ok(None);
+        }
+    }
+}
+
+/// What is known of the identity when the agent starts.
+pub(super) struct Known<'a> {
+    /// What the data directory says.
+    pub(super) stored: sharing::Stored,
+    /// The Secret that replicas share, in a cluster.
+    pub(super) shared: Option<&'a Shared>,
+}
+
+/// Waits for what may get better by itself, and tells of it.
+pub(super) struct Waiting<'a> {
+    board: &'a Board,
+    leaving: &'a CancellationToken,
+    backoff: Backoff,
+    told: bool,
+}
+
+impl Waiting<'_> {
+    /// Waits as long as was asked for, else with back-off. False if the agent is leaving.
+    pub(super) async fn pause(&mut self, sentence: &str, asked: Option<Duration>) -> bool {
+        let wait = asked.unwrap_or_else(|| self.backoff.next(fastrand::f64()).max(SHORTEST));
+        tracing::warn!(error = %sentence, wait_ms = wait.as_millis(), "not joined yet, trying again");
+        self.board.fails(Way::Heartbeat, Some(sentence.to_owned()));
+        if !self.told {
+            // The start itself is fine; what is missing is the platform, or the cluster.
             notify::ready();
-            waiting = true;
+            self.told = true;
         }
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = leaving.cancelled() => return Ok(None),
+            () = tokio::time::sleep(wait) => true,
+            () = self.leaving.cancelled() => false,
         }
+    }
+}
+
+/// A sentence, and how long to wait where that was said.
+type Delay = (String, Option<Duration>);
+
+/// One attempt, with regard to other replicas: none if one of them has joined, or if what comes of it could not be kept.
+async fn join_here(
+    config: &Config,
+    store: &Store,
+    client: &Client,
+    token: &Secret,
+    shared: Option<&Shared>,
+) -> Result<Result<Identity, Delay>, super::Error> {
+    if let Some(shared) = shared {
+        match shared.rehearse().await {
+            Ok(None) => {}
+            Ok(Some(theirs)) => return Ok(Ok(sharing::mirror(store, theirs))),
+            Err(error) => return Ok(Err((http::chain(&error), error.asked_wait()))),
+        }
+    }
+    let joined = join(config, store, client, token).await;
+    match (joined, shared) {
+        (Ok(Ok(identity)), Some(shared)) => Ok(Ok(sharing::keep_first(shared, store, identity).await)),
+        (Ok(Ok(identity)), None) => Ok(Ok(identity)),
+        (Ok(Err(failure)), _) => Ok(Err((failure.to_string(), failure.asked_wait(fastrand::f64())))),
+        (Err(super::Error::Registration(refused)), Some(shared)) if refused.may_be_another_replicas() => {
+            match sharing::joined_elsewhere(shared).await {
+                Some(theirs) => Ok(Ok(sharing::mirror(store, theirs))),
+                None => Err(refused.into()),
+            }
+        }
+        (Err(error), _) => Err(error),
     }
 }
 
 /// How long to wait for the next attempt.
 fn pause(failure: &Failure, backoff: &mut Backoff) -> Duration {
     failure.asked_wait(fastrand::f64()).unwrap_or_else(|| backoff.next(fastrand::f64()).max(SHORTEST))
+}
+
+/// For the `join` command in a cluster: the identity that another replica, or this one earlier, has put into the Secret.
+///
+/// # Errors
+/// See [`super::Error`]; a join should not be asked for then.
+pub async fn found_in_secret(shared: &Shared, store: &Store) -> Result<Option<Identity>, super::Error> {
+    Ok(shared.rehearse().await?.map(|theirs| sharing::mirror(store, theirs)))
+}
+
+/// For the `join` command in a cluster: puts what it has joined as into the Secret, whatever is there.
+///
+/// # Errors
+/// See [`super::Error`]. The identity lies in the data directory then, and the next `run` there goes on with it.
+pub async fn keep_in_secret(shared: &Shared, identity: &Identity) -> Result<(), super::Error> {
+    Ok(sharing::keep_joined(shared, identity, Over::Anything).await?)
 }
 
 /// The `join` command: registers once, with a few attempts.
@@ -283,8 +374,11 @@ fn remark(config: &Config, identity: &Identity) {
 
 /// What is missing where there is neither a certificate nor a token.
 #[must_use]
-pub fn no_token(config: &Config, store: &Store) -> Error {
-    let data_dir = store.directory().display().to_string();
+pub fn no_token(config: &Config, store: &Store, shared: Option<&Shared>) -> Error {
+    let mut data_dir = store.directory().display().to_string();
+    if let Some(shared) = shared {
+        data_dir = format!("{data_dir}, like the Secret {},", shared.place());
+    }
     match config.join_token_unset.clone() {
         Some(variable) => Error::TokenUnset { data_dir, variable },
         None => Error::NoToken { data_dir },

@@ -3,11 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use super::registration::remember_agent_id;
+use super::sharing;
 use super::{Context, Session};
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::http;
 use crate::identity::schedule::{self, Phase};
+use crate::identity::shared::{self, Claim};
 use crate::identity::{self, Identity};
 use crate::platform::Failure;
 
@@ -24,6 +26,18 @@ enum Error {
     Platform(#[from] Failure),
     #[error("it cannot be stored")]
     Store(#[from] identity::Error),
+    #[error("it could not be kept for the other replicas")]
+    Shared(#[from] shared::Error),
+}
+
+/// What came of an attempt.
+enum Outcome {
+    /// A new certificate.
+    Renewed(Identity),
+    /// The one that another replica has renewed to.
+    Better(Identity),
+    /// Another replica is at it.
+    Elsewhere,
 }
 
 pub(super) async fn run(context: Context) {
@@ -39,7 +53,12 @@ pub(super) async fn run(context: Context) {
                 renewed = renew(&context, &session) => renewed,
                 () = stop.cancelled() => return,
             };
-            report(&context, &session, renewed, &mut attempts);
+            match renewed {
+                Ok(Outcome::Renewed(identity)) => report(&context, &session, Ok(identity), &mut attempts),
+                Ok(Outcome::Better(theirs)) => sharing::adopt(&context, theirs).await,
+                Ok(Outcome::Elsewhere) => tracing::debug!("another replica renews the certificate"),
+                Err(error) => report(&context, &session, Err(error), &mut attempts),
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(tick(&session.identity)) => {}
@@ -87,18 +106,33 @@ impl Attempts {
 }
 
 /// How often to look at the dates.
-fn tick(identity: &Identity) -> Duration {
+pub(super) fn tick(identity: &Identity) -> Duration {
     let lifetime = identity.not_after.duration_since(identity.not_before).unwrap_or_default();
     (lifetime / TICKS_PER_LIFETIME).clamp(SHORTEST_TICK, LONGEST_TICK)
 }
 
-async fn renew(context: &Context, session: &Session) -> Result<Identity, Error> {
+async fn renew(context: &Context, session: &Session) -> Result<Outcome, Error> {
+    if let Some(shared) = &context.shared {
+        let urgent = schedule::is_urgent(&session.identity, clock::now());
+        match shared.claim(&session.identity).await {
+            Ok(Claim::Ours) => {}
+            Ok(Claim::Better(theirs)) => return Ok(Outcome::Better(*theirs)),
+            Ok(Claim::Elsewhere) if !urgent => return Ok(Outcome::Elsewhere),
+            Err(error) if !urgent => return Err(error.into()),
+            // A certificate too many is better than none. It gets into the Secret when that can be written again.
+            Ok(Claim::Elsewhere) => tracing::warn!("renewing although another replica said that it would"),
+            Err(error) => {
+                tracing::warn!(error = %http::chain(&error), "renewing although it cannot be shared at present")
+            }
+        }
+    }
+    let _turn = context.identity_turn.lock().await;
     // The space first: what the platform answers should not be thrown away.
     let reservation = context.store.reserve()?;
     let issued = session.client.renew().await?;
     let identity = reservation.commit(issued.material)?;
     remember_agent_id(&context.store, issued.agent_id);
-    Ok(identity)
+    Ok(Outcome::Renewed(identity))
 }
 
 /// Puts a new identity to use, or says why there is none.

@@ -54,7 +54,7 @@ impl Retry {
         match reaction::react(failure, &session.identity, has_previous, clock::now()) {
             Reaction::Retry => self.soon(context, failure),
             Reaction::Patience(sentence) => self.patiently(context, sentence),
-            Reaction::Revert => self.revert(context, failure),
+            Reaction::Revert => self.revert(context, session, failure),
             Reaction::Expired => {
                 let name = session.identity.name.clone();
                 context.give_up(Error::Expired { name, expired: clock::rfc3339(session.identity.not_after) });
@@ -80,7 +80,7 @@ impl Retry {
         self.patient.next(fastrand::f64()).max(reaction::PATIENT_BASE / 2)
     }
 
-    fn revert(&mut self, context: &Context, failure: &Failure) -> Duration {
+    fn revert(&mut self, context: &Context, session: &Session, failure: &Failure) -> Duration {
         match context.store.revert() {
             Ok(Some(identity)) => {
                 tracing::warn!(error = %failure, certificate = %identity.sha256, "the renewed certificate is refused, going back to the one before");
@@ -89,6 +89,10 @@ impl Retry {
                      again ({failure})",
                     clock::rfc3339(identity.not_after)
                 )));
+                if let Some(shared) = &context.shared {
+                    // Else the next look at the Secret would bring it back.
+                    shared.refuse(&session.identity.sha256);
+                }
                 context.assume(identity);
                 Duration::ZERO
             }

@@ -7,6 +7,7 @@ use super::{Call, Failed, Result, arguments, output};
 use crate::agent::{self, registration};
 use crate::exit::Exit;
 use crate::http;
+use crate::identity::shared::Shared;
 use crate::identity::{self, Store};
 use crate::platform::Client;
 use crate::secret::Secret;
@@ -19,7 +20,9 @@ pub(super) fn exit_of(error: &agent::Error) -> Exit {
     match error {
         agent::Error::Identity(error) => exit_of_identity(error),
         agent::Error::Registration(error) if error.is_unreachable() => Exit::Unreachable,
+        agent::Error::Shared(error) if error.is_unreachable() => Exit::Unreachable,
         agent::Error::Registration(_)
+        | agent::Error::Shared(_)
         | agent::Error::Expired { .. }
         | agent::Error::Revoked { .. }
         | agent::Error::Http(_) => Exit::Config,
@@ -61,13 +64,23 @@ pub(super) async fn join(call: &Call, options: arguments::Join) -> Result {
         (Err(error), false) => return Err(failed(error)),
         (Ok(None), _) | (_, true) => {}
     }
+    let shared = Shared::of(&config, &call.build.version.to_string());
+    let of_agent = |error: agent::Error| Failed::new(exit_of(&error), &error);
+    if let (Some(shared), false) = (&shared, options.force)
+        && let Some(identity) = registration::found_in_secret(shared, &store).await.map_err(of_agent)?
+    {
+        output::line(registration::already_joined(&identity));
+        return Ok(Exit::Done);
+    }
     let token = given.or_else(|| config.join_token.clone());
-    let token = token.ok_or_else(|| Failed::new(Exit::Config, &registration::no_token(&config, &store)))?;
+    let token =
+        token.ok_or_else(|| Failed::new(Exit::Config, &registration::no_token(&config, &store, shared.as_ref())))?;
     let client = Client::new(&config.network, &config.platform_url, &call.build.version.to_string())
         .map_err(|error| Failed::new(Exit::Config, &error))?;
-    let identity = registration::join_now(&config, &store, &client, &token)
-        .await
-        .map_err(|error| Failed::new(exit_of(&error), &error))?;
+    let identity = registration::join_now(&config, &store, &client, &token).await.map_err(of_agent)?;
+    if let Some(shared) = &shared {
+        registration::keep_in_secret(shared, &identity).await.map_err(of_agent)?;
+    }
     output::line(format!("joined as {} (certificate {})", identity.name, identity.sha256));
     Ok(Exit::Done)
 }

@@ -9,6 +9,7 @@ use crate::clock;
 use crate::config::Loaded;
 use crate::exit::Exit;
 use crate::http;
+use crate::identity::shared::{self, Kind};
 use crate::identity::{Identity, Store};
 
 pub(super) fn check(call: &Call) -> Result {
@@ -16,7 +17,9 @@ pub(super) fn check(call: &Call) -> Result {
     warn(&loaded);
     // Without any token the file may be complete: `join --token-file` brings one. A variable that is not set is a fault
     // of the file, unless a certificate has made the token needless.
-    match (Store::new(&loaded.config.data_dir).peek(), loaded.config.join_token_unset.is_some()) {
+    // In a cluster the Secret may hold a certificate, and what is not set is the token that was used up.
+    let unset = loaded.config.join_token_unset.is_some() && !matches!(shared::kind(&loaded.config), Kind::Secret(_));
+    match (Store::new(&loaded.config.data_dir).peek(), unset) {
         (Ok(Some(_)), _) => warn_of_token(&loaded),
         (Ok(None), true) => {
             if let Err(problem) = loaded.check_join_token(false) {
@@ -82,6 +85,8 @@ fn findings(loaded: &Loaded, version: &str) -> Findings {
             warn_of_token(loaded);
             judge(&identity, &mut found);
         }
+        // Whether a token is needed is known once the Secret was asked for, which is not touched here.
+        Ok(None) if matches!(shared::kind(config), Kind::Secret(_)) => {}
         Ok(None) => match loaded.check_join_token(false) {
             Ok(_) => {
                 found
@@ -93,6 +98,13 @@ fn findings(loaded: &Loaded, version: &str) -> Findings {
             }
         },
         Err(error) => found.problems.push(http::chain(&error)),
+    }
+    match shared::kind(config) {
+        Kind::DataDirectory => {}
+        Kind::Secret(place) => {
+            found.good.push(format!("the identity is kept in the Secret {place}, which was not looked at"))
+        }
+        Kind::NotShared(sentence) => output::note(format!("warning: {sentence}")),
     }
     let writable = |path: &Path| access(path, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
     if config.data_dir.exists() && !writable(&config.data_dir) {

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::{Call, Failed, Result, arguments, output};
 use crate::config::{self, Config};
-use crate::control::{self, Status, status::Certificate};
+use crate::control::status::{Certificate, Kept};
+use crate::control::{self, Status};
 use crate::exit::Exit;
 use crate::identity::{self, Store, instance::Instance};
 use crate::platform::failure::one_line;
@@ -61,6 +62,7 @@ fn from_disk(config: &Config, version: &str) -> Result<Status> {
         ..Status::default()
     };
     config.platform_url.as_str().trim_end_matches('/').clone_into(&mut status.api.url);
+    status.identity = Kept::of(config);
     status.update.installed = version.to_owned();
     Ok(status)
 }
@@ -100,6 +102,13 @@ fn lines(status: &Status) -> Vec<String> {
     );
     if let Some(certificate) = &status.certificate {
         row("", format!("sha256 {}", certificate.sha256));
+    }
+    let identity = &status.identity;
+    if let Some(secret) = &identity.secret {
+        row("identity", format!("in the Secret {secret}"));
+    }
+    if let Some(problem) = identity.problem.as_ref().filter(|problem| api.last_error.as_ref() != Some(*problem)) {
+        row("identity", problem.clone());
     }
     let sessions = &status.sessions;
     row("sessions", format!("{} active, {} adopted, {} lost", sessions.active, sessions.adopted, sessions.lost));

@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::identity::shared::{self, Kind};
+
 /// What an agent says about itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -23,6 +25,8 @@ pub struct Status {
     pub started_at: Option<String>,
     /// The identity certificate; `null` before the join.
     pub certificate: Option<Certificate>,
+    /// Where the identity is kept.
+    pub identity: Kept,
     /// The connection to the platform.
     pub api: Api,
     /// Sessions.
@@ -55,6 +59,31 @@ impl From<&crate::identity::Identity> for Certificate {
             not_after: crate::clock::rfc3339(identity.not_after),
             renew_at: crate::clock::rfc3339(crate::identity::schedule::renew_at(identity)),
         }
+    }
+}
+
+/// Where the identity is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Kept {
+    /// `data_dir` or `secret`.
+    pub kept_in: String,
+    /// The Secret, `NAMESPACE/NAME`; `null` where it is none.
+    pub secret: Option<String>,
+    /// Why it is not as safe there as it should be, and what to do about it.
+    pub problem: Option<String>,
+}
+
+impl Kept {
+    /// Where an agent with this configuration keeps it.
+    #[must_use]
+    pub fn of(config: &crate::config::Config) -> Self {
+        let (kept_in, secret, problem) = match shared::kind(config) {
+            Kind::DataDirectory => ("data_dir", None, None),
+            Kind::Secret(place) => ("secret", Some(place.to_string()), None),
+            Kind::NotShared(sentence) => ("data_dir", None, Some(sentence)),
+        };
+        Self { kept_in: kept_in.to_owned(), secret, problem }
     }
 }
 
@@ -110,10 +139,11 @@ mod tests {
         let status = status.unwrap();
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         let mut top = vec!["version", "pid", "agent_id", "agent_name", "instance_id", "started_at", "certificate"];
-        top.extend(["api", "sessions", "relays", "update"]);
+        top.extend(["identity", "api", "sessions", "relays", "update"]);
         top.sort_unstable();
         assert_eq!(keys(&status), top);
         assert_eq!(keys(&status["certificate"]), ["not_after", "not_before", "renew_at", "sha256"]);
+        assert_eq!(keys(&status["identity"]), ["kept_in", "problem", "secret"]);
         assert_eq!(keys(&status["api"]), ["connected", "last_error", "last_heartbeat", "url", "version"]);
         assert_eq!(keys(&status["sessions"]), ["active", "adopted", "lost"]);
         assert_eq!(keys(&status["update"]), ["available", "installed", "last", "state"]);

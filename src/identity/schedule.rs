@@ -46,6 +46,13 @@ pub fn renew_at(identity: &Identity) -> SystemTime {
     identity.not_before + lifetime / 2
 }
 
+/// Past three quarters of the lifetime: a renewal no longer waits for anything that only makes it tidier.
+#[must_use]
+pub fn is_urgent(identity: &Identity, now: SystemTime) -> bool {
+    let lifetime = identity.not_after.duration_since(identity.not_before).unwrap_or_default();
+    now >= identity.not_before + lifetime / 4 * 3
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

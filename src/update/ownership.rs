@@ -67,7 +67,7 @@ pub enum Writable {
 pub enum Refusal {
     /// The image is what to update.
     #[error(
-        "this agent runs in Kubernetes, where the image is updated and not the file: `helm upgrade` the chart, or set the new image tag"
+        "this agent runs in Kubernetes, where the image is updated and not the file: `helm upgrade RELEASE CHART --reuse-values --set agent.image.tag=vX.Y.Z`, or set the new image tag in whatever deploys it"
     )]
     Kubernetes,
     /// The image is what to update.
