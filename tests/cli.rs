@@ -132,10 +132,12 @@ fn who_is_not_root_hears_first_that_the_image_is_what_to_update() {
     if !become_nobody(&mut home) {
         return;
     }
-    let finished = home.run(&["update", "--json"]);
-    let outcome = json(&finished);
-    assert_eq!((finished.code, &outcome["reason"]), (22, &"in_kubernetes".into()), "{finished:?}");
-    assert!(outcome["message"].as_str().unwrap().contains("helm upgrade"), "{outcome}");
+    for command in ["update", "rollback"] {
+        let finished = home.run(&[command, "--json"]);
+        let outcome = json(&finished);
+        assert_eq!((finished.code, &outcome["reason"]), (22, &"in_kubernetes".into()), "{finished:?}");
+        assert!(outcome["message"].as_str().unwrap().contains("`helm upgrade RELEASE CHART"), "{outcome}");
+    }
 }
 
 #[test]
