@@ -5,12 +5,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use bamf_lab::agent::{Agent, Home, LIMIT, NAME, identity, until};
 use bamf_lab::kubernetes::{Cluster, Fault, NAMESPACE, Seen, Verb};
-use bamf_lab::machine::or_skip;
+use bamf_lab::machine::{or_skip, report_skipped};
 use bamf_lab::plane::{CertificateAuthority, ControlPlane, Endpoint, Fault as PlaneFault, IssuedIdentity, Options};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -173,25 +174,50 @@ fn of_three_pods_that_start_at_once_one_joins_and_the_others_take_over_what_it_h
     if or_skip("of_three_pods_that_start_at_once_one_joins_and_the_others_take_over_what_it_has_written") {
         return;
     }
+    // A token for one join: the others are told that it is used up. One for three: that the name is taken.
+    for uses in [1, 3] {
+        let mut scene = Scene::new();
+        scene.token = scene.plane.issue_token(uses);
+        // Long enough for all to have seen no Secret before anybody has joined, and the winner is slow to write.
+        scene.plane.inject(Endpoint::Join, PlaneFault::Delay(seconds(1)), 3);
+        scene.cluster.inject(Some(Verb::Create), Fault::Delay(Duration::from_millis(300)), 6);
+        let homes = [scene.pod(), scene.pod(), scene.pod()];
+        let agents = homes.each_ref().map(Home::start);
+        for agent in &agents {
+            agent.expect("the platform accepts the agent's heartbeat");
+        }
+        assert_eq!(scene.plane.joins().len(), 1);
+        assert_eq!(scene.plane.join_attempts(), 3, "they did race");
+        let refused = agents.iter().filter(|agent| agent.log().contains("the join was refused"));
+        assert_eq!(refused.count(), 2);
+        for home in &homes {
+            assert_eq!(home.fingerprint(), homes[0].fingerprint());
+            scene.expect_secret(home);
+            assert!(!home.data_dir().join("join.json").exists(), "nothing looks like an interrupted join");
+        }
+        assert_eq!(scene.cluster.writes(), 1);
+    }
+}
+
+#[test]
+fn a_pod_that_is_told_to_go_before_it_has_joined_goes_and_does_not_join() {
+    if or_skip("a_pod_that_is_told_to_go_before_it_has_joined_goes_and_does_not_join") {
+        return;
+    }
     let scene = Scene::new();
-    // Long enough for all to have seen no Secret before anybody has joined, and the winner is slow to write.
-    scene.plane.inject(Endpoint::Join, PlaneFault::Delay(seconds(1)), 3);
-    scene.cluster.inject(Some(Verb::Create), Fault::Delay(Duration::from_millis(300)), 6);
-    let homes = [scene.pod(), scene.pod(), scene.pod()];
-    let agents = homes.each_ref().map(Home::start);
-    for agent in &agents {
-        agent.expect("the platform accepts the agent's heartbeat");
-    }
-    assert_eq!(scene.plane.joins().len(), 1);
-    assert_eq!(scene.plane.join_attempts(), 3, "they did race");
-    let refused = agents.iter().filter(|agent| agent.log().contains("the join was refused"));
-    assert_eq!(refused.count(), 2);
-    for home in &homes {
-        assert_eq!(home.fingerprint(), homes[0].fingerprint());
-        scene.expect_secret(home);
-        assert!(!home.data_dir().join("join.json").exists(), "nothing looks like an interrupted join");
-    }
-    assert_eq!(scene.cluster.writes(), 1);
+    let home = scene.pod();
+    scene.cluster.inject(Some(Verb::Get), Fault::Status(500), 1000);
+    let agent = home.start();
+    agent.expect("trying again");
+    assert_eq!(agent.terminate(LIMIT).code, 0);
+    scene.cluster.clear_faults();
+    // In the middle of the rehearsal, which then says that everything is fine.
+    scene.cluster.inject(Some(Verb::Create), Fault::Delay(seconds(2)), 1);
+    let agent = home.start();
+    let rehearses = |seen: &[Seen]| seen.iter().any(|seen| seen.rehearsal);
+    assert!(scene.cluster.wait_for(SECRET, LIMIT, |_, seen| rehearses(seen)), "{}", agent.log());
+    assert_eq!(agent.terminate(LIMIT).code, 0);
+    assert_eq!((scene.plane.join_attempts(), scene.cluster.writes()), (0, 0));
 }
 
 #[test]
@@ -541,14 +567,14 @@ fn a_secret_that_was_deleted_is_written_again_and_a_pod_that_runs_adopts_what_is
         return;
     }
     let scene = Scene::new();
-    // Lives of 240 s have replicas look every 12 s or so.
-    let first = scene.known(10, 230);
+    // Lives of two minutes have replicas look every six seconds or so.
+    let first = scene.known(5, 115);
     scene.put(&first);
     let home = scene.pod();
     let agent = home.connect(&scene.plane);
     assert!(scene.cluster.delete(SECRET));
     assert!(scene.waits_for_secret(holds(&first)), "{}", agent.log());
-    let second = scene.known(5, 235);
+    let second = scene.known(2, 118);
     scene.cluster.edit(SECRET, |secret| secret["data"] = data(&second)).unwrap();
     assert!(until(LIMIT, || home.fingerprint() == second.sha256), "{}", agent.log());
     scene.expect_secret(&home);
@@ -616,4 +642,58 @@ fn a_build_without_the_feature_says_in_a_pod_that_the_identity_ends_with_it_and_
     assert!(shown.contains(sentence) && shown.contains(&home.data_dir().display().to_string()), "{shown}");
     agent.expect_ready(200);
     assert!(Path::new(&home.data_dir()).join("agent.crt").exists());
+}
+
+/// As [`into_pod`], and as the chart has it: nobody in particular, without any privilege, on a root that is read-only. False
+/// where the binary lies in a place that only root may enter.
+fn into_locked_pod(home: &mut Home, cluster: &Cluster) -> bool {
+    for (path, mode) in [(cluster.mount(), 0o755), (&home.path(""), 0o755)] {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+    // As volumes of a pod with an `fsGroup` are.
+    for volume in [home.data_dir(), home.runtime_dir()] {
+        std::fs::create_dir_all(&volume).unwrap();
+        std::os::unix::fs::chown(&volume, None, Some(65532)).unwrap();
+        std::fs::set_permissions(&volume, PermissionsExt::from_mode(0o2777)).unwrap();
+    }
+    into_pod(home, cluster);
+    let mut mount = "mount -t tmpfs tmpfs /run && mkdir -p /run/secrets/kubernetes.io/serviceaccount && ".to_owned();
+    mount += &format!("mount --bind '{}' /run/secrets/kubernetes.io/serviceaccount && ", cluster.mount().display());
+    for volume in [home.data_dir(), home.runtime_dir()] {
+        mount += &format!("mount --bind '{0}' '{0}' && ", volume.display());
+    }
+    mount += "mount -o remount,ro /run && for at in / /tmp; do mountpoint -q $at && mount -o remount,ro,bind $at; done; \
+              exec setpriv --reuid=65532 --regid=65532 --clear-groups --no-new-privs --bounding-set=-all \"$@\"";
+    home.launch_by(&["unshare", "--mount", "sh", "-c", &mount, "sh"]);
+    home.run(&["version"]).code == 0
+}
+
+#[test]
+fn a_pod_as_the_chart_has_it_needs_neither_root_nor_a_writable_root_directory() {
+    let test = "a_pod_as_the_chart_has_it_needs_neither_root_nor_a_writable_root_directory";
+    if or_skip(test) {
+        return;
+    }
+    let scene = Scene::new();
+    let mut home = scene.pod();
+    if !into_locked_pod(&mut home, &scene.cluster) {
+        report_skipped(test, "the binary lies where others than root may not go");
+        return;
+    }
+    let agent = home.connect(&scene.plane);
+    agent.expect("the identity is kept in the Secret");
+    scene.expect_secret(&home);
+    let log = agent.log();
+    assert!(!log.contains("\"WARN\"") && !log.contains("\"ERROR\""), "{log}");
+    assert_eq!(home.status()["identity"]["problem"], Value::Null);
+    let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", agent.pid())).unwrap();
+    let root = mounts.lines().find(|line| line.split(' ').nth(4) == Some("/")).unwrap();
+    assert!(root.split(' ').nth(5).unwrap().split(',').any(|option| option == "ro"), "{root}");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    assert!(
+        status.contains("Uid:\t65532\t65532\t65532\t65532") && status.contains("CapBnd:\t0000000000000000"),
+        "{status}"
+    );
+    assert_eq!(agent.terminate(LIMIT).code, 0);
+    assert_eq!(scene.plane.offlines().len(), 1, "a pod that is stopped says good-bye");
 }

@@ -164,7 +164,7 @@ pub(super) async fn identity(
     }
     let token = config.join_token.clone().ok_or_else(|| no_token(config, store, shared))?;
     loop {
-        let (sentence, asked) = match join_here(config, store, client, &token, shared).await? {
+        let (sentence, asked) = match join_here(config, store, client, &token, shared, leaving).await? {
             Ok(identity) => return Ok(Some(identity)),
             Err(delay) => delay,
         };
@@ -218,12 +218,17 @@ async fn join_here(
     client: &Client,
     token: &Secret,
     shared: Option<&Shared>,
+    leaving: &CancellationToken,
 ) -> Result<Result<Identity, Delay>, super::Error> {
     if let Some(shared) = shared {
         match shared.rehearse().await {
             Ok(None) => {}
             Ok(Some(theirs)) => return Ok(Ok(sharing::mirror(store, theirs))),
             Err(error) => return Ok(Err((http::chain(&error), error.asked_wait()))),
+        }
+        if leaving.is_cancelled() {
+            // What can be done once only should not be begun by who is about to go.
+            return Ok(Err(("the agent was asked to end before it had joined".to_owned(), None)));
         }
     }
     let joined = join(config, store, client, token).await;
