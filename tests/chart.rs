@@ -97,9 +97,10 @@ fn minimal(changes: &Value) -> Value {
 }
 
 fn merge(into: &mut Value, changes: &Value) {
-    match changes {
-        Value::Object(map) if into.is_object() => map.iter().for_each(|(key, value)| merge(&mut into[key], value)),
-        other => *into = other.clone(),
+    if let (Value::Object(map), true) = (changes, into.is_object()) {
+        map.iter().for_each(|(key, value)| merge(&mut into[key], value));
+    } else {
+        *into = changes.clone();
     }
 }
 

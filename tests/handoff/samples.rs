@@ -5,9 +5,10 @@ use std::sync::Arc;
 use bamf_agent::config::{Dial, Resource};
 use bamf_agent::handoff::Process;
 use bamf_agent::handoff::snapshot::Kind;
+use bamf_agent::kubernetes::ServiceAccount;
 use bamf_agent::relay::conversation::Conversation;
 use bamf_agent::relay::route::Router;
-use bamf_agent::relay::rules::{Cluster, RuleBook};
+use bamf_agent::relay::rules::RuleBook;
 use bamf_agent::stream::{Connection, Stream, frame};
 use bamf_agent::tunnel::link;
 use bamf_agent::tunnel::record::{Ask, Fragment, Half, Standing, State, TrafficSecret};
@@ -146,7 +147,7 @@ fn relay() -> Value {
         forward_session_token: false,
         dial: Dial::Auto,
     };
-    let rules = RuleBook::new(Router::new(&[resource]), Arc::new(Cluster::new("/nonexistent")));
+    let rules = RuleBook::new(Router::new(&[resource]), Arc::new(ServiceAccount::new("/nonexistent")));
     let mut conversation = Conversation::new();
     let head =
         "POST /page HTTP/1.1\r\nHost: b\r\nX-Bamf-Target: http://127.0.0.1:8080\r\nTransfer-Encoding: chunked\r\n\r\n";
