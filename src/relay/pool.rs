@@ -350,6 +350,8 @@ pub(super) async fn keep<D: Dial>(pool: Arc<Pool>, shared: Arc<Shared<D>>) {
         }
     };
     tokio::select! {
+        // Whoever is asked to stop does not dial in the place of connections that are just taken away.
+        biased;
         () = stop.cancelled() => {}
         () = shared.signals.freeze.cancelled() => pool.state().given_up = true,
         () = ending.cancelled() => {}
