@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::conversation::{Conversation, Need, Release, Wait};
+use super::conversation::{Conversation, Need, Refusal, Release, Wait};
 use super::counters::Counters;
 use super::fixed::Fixed;
 use super::route::Target;
@@ -159,6 +159,12 @@ where
             Need::Dial { target, reuse } => {
                 let target = target.clone();
                 driver.begin_request();
+                // A request can come from a process that lived by another configuration.
+                if !service.rules.reaches(&target) {
+                    let gone = Refusal::new(403, "the target of this request is not configured at the agent any more");
+                    driver.connection.conversation.not_dialled(&gone, &service.rules);
+                    continue;
+                }
                 let connected = tokio::select! {
                     biased;
                     () = &mut frozen => return End::Frozen,

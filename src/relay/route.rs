@@ -81,6 +81,12 @@ impl Router {
         self.entries.is_empty()
     }
 
+    /// Whether a resource has this target.
+    #[must_use]
+    pub fn reaches(&self, target: &Target) -> bool {
+        self.entries.iter().any(|entry| entry.target == *target)
+    }
+
     /// The route to `origin` (`X-Bamf-Target`); `resource` (`X-Bamf-Resource`) decides where several resources share
     /// one origin.
     ///

@@ -6,7 +6,7 @@ use super::body::Framing;
 use super::conversation::{Prepared, Refusal, Rules};
 use super::head::Request;
 use super::headers;
-use super::route::Router;
+use super::route::{Router, Target};
 use crate::kubernetes::ServiceAccount;
 
 /// The rules of this agent.
@@ -17,6 +17,12 @@ pub struct RuleBook {
 }
 
 impl RuleBook {
+    /// Whether a resource has this target.
+    #[must_use]
+    pub fn reaches(&self, target: &Target) -> bool {
+        self.router.reaches(target)
+    }
+
     /// Rules that lead to the resources that `router` knows.
     #[must_use]
     pub const fn new(router: Router, cluster: Arc<ServiceAccount>) -> Self {

@@ -276,7 +276,8 @@ impl Tunnels {
         let metrics = &self.0.shared.metrics;
         let (orders, inbox) = mpsc::channel(ORDERS);
         let ledger = Ledger::new(Arc::clone(&self.0.shared), &id);
-        let revived = Session::revive(session, arrival, inbox, ledger);
+        let configured = self.0.resources.iter().find(|configured| configured.name == resource).and_then(Address::of);
+        let revived = Session::revive(session, arrival, inbox, ledger, configured.as_ref());
         let lost = |why: &dyn std::fmt::Display, what: &str| {
             tracing::warn!(session = %name, %resource, %why, "a session was not carried over{what}");
             metrics.lost.inc();

@@ -246,11 +246,19 @@ impl Target {
 
 impl Record {
     /// Puts it together again; true if its connection is lost.
-    pub(super) fn revive(self, arrival: &mut Arrival) -> (Target, bool) {
-        let mut target = Target::new(Address { host: self.host, port: self.port });
+    ///
+    /// What is dialled is what is `configured` now, whatever was when the session began.
+    pub(super) fn revive(self, arrival: &mut Arrival, configured: Option<&Address>) -> (Target, bool) {
+        let recorded = Address { host: self.host, port: self.port };
+        let is_open = !matches!(self.state, Standing::Waiting | Standing::Connecting);
+        let mut target = match configured {
+            Some(configured) if !is_open => Target::new(configured.clone()),
+            Some(_) | None => Target::new(recorded),
+        };
         (target.deaf, target.scrapped) = (self.deaf, self.scrapped.min(SCRAP));
         let mut socket = |number| arrival.socket(number).and_then(|socket| link::adopt(socket).ok());
         let (state, is_lost) = match self.state {
+            Standing::Waiting | Standing::Connecting if configured.is_none() => (State::Gone, true),
             Standing::Waiting => (State::Waiting, false),
             Standing::Connecting => {
                 target.dial();

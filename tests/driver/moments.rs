@@ -1,5 +1,6 @@
 //! Hand-overs at moments that a schedule meets by luck only.
 
+use bamf_agent::config::Resource;
 use bamf_lab::client::{Received, Wire, frame};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -31,6 +32,41 @@ fn a_session_whose_client_has_said_nothing_goes_on_and_its_target_is_dialled_whe
         assert_eq!(target.seen().accepted, 0, "nobody has asked for it");
         check_echo(&tunnel, b"at last").await;
         assert_eq!((rig.connections(), target.seen().accepted), (1, 1));
+    });
+}
+
+#[test]
+fn a_target_that_is_not_dialled_yet_is_where_the_next_configuration_has_it() {
+    run(async {
+        let (before, rig) = echo();
+        let now = Target::tcp(&Network::Host, Tcp::Echo).unwrap();
+        let tunnel = rig.client(Options::robust()).await;
+        let moved = Resource { port: now.address().port(), ..rig.resource().clone() };
+        assert_eq!(rig.hand_over_to(&moved).await, 1);
+        check_echo(&tunnel, b"over there").await;
+        assert_eq!((before.seen().accepted, now.seen().accepted), (0, 1));
+    });
+}
+
+#[test]
+fn a_target_that_was_dialled_is_kept_and_one_that_was_not_is_gone_with_its_resource() {
+    run(async {
+        let (target, rig) = echo();
+        let tunnel = rig.client(Options::robust()).await;
+        check_echo(&tunnel, b"hello").await;
+        let other = Resource { name: "other".into(), ..rig.resource().clone() };
+        assert_eq!(rig.hand_over_to(&other).await, 1);
+        check_echo(&tunnel, b"still there").await;
+        assert_eq!(target.seen().accepted, 1);
+    });
+    run(async {
+        let (target, rig) = echo();
+        let tunnel = rig.client(Options { reconnect_pauses: Vec::new(), ..Options::robust() }).await;
+        let other = Resource { name: "other".into(), ..rig.resource().clone() };
+        rig.hand_over_to(&other).await;
+        let ended = timeout(LIMIT, tunnel.read(&mut [0; 8])).await.expect("it is told");
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+        assert_eq!(target.seen().accepted, 0);
     });
 }
 

@@ -153,6 +153,19 @@ impl Rig {
         process.adopt(arrival)
     }
 
+    /// The same to a process whose configuration has the resource elsewhere, or not at all.
+    pub(super) async fn hand_over_to(&self, resource: &Resource) -> usize {
+        let mut process = self.process.lock().await;
+        let next = Process::start(resource);
+        let arrival = std::mem::replace(&mut *process, next).leave().await;
+        process.adopt(arrival)
+    }
+
+    /// The resource that sessions are opened to.
+    pub(super) const fn resource(&self) -> &Resource {
+        &self.resource
+    }
+
     pub(super) fn hand_overs(&self) -> usize {
         self.hand_overs.load(Ordering::Relaxed)
     }

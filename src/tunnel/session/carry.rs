@@ -86,8 +86,8 @@ pub(in crate::tunnel) enum Loss {
     /// The connection to its bridge; a redial can replace it.
     #[error("its bridge connection was not carried: {0}")]
     Link(String),
-    /// The connection to its target, which nothing can replace.
-    #[error("its target's connection was not carried")]
+    /// The connection to its target, which nothing can replace, or a target that is not configured any more.
+    #[error("its target's connection was not carried, or its resource is not configured any more")]
     Target,
 }
 
@@ -185,7 +185,8 @@ impl Session {
         }
     }
 
-    /// Puts a session together again. It goes on even if something was lost, as far as it can.
+    /// Puts a session together again. It goes on even if something was lost, as far as it can. `configured` is where its
+    /// target is, if it has still to be dialled.
     ///
     /// # Errors
     /// Nothing is left of it.
@@ -194,6 +195,7 @@ impl Session {
         arrival: &mut Arrival,
         orders: mpsc::Receiver<Order>,
         ledger: Ledger,
+        configured: Option<&target::Address>,
     ) -> Result<(Box<Self>, Option<Loss>), Loss> {
         let now = Instant::now();
         let phase = record.phase.phase(now);
@@ -219,7 +221,7 @@ impl Session {
         // The client causes another redial where this one is lost.
         let next = attach(record.next.filter(|_| !mode.is_raw()), &mut None);
         let next_left = record.next_left_ms.unwrap_or(u64::MAX);
-        let (target, target_is_lost) = record.target.revive(arrival);
+        let (target, target_is_lost) = record.target.revive(arrival, configured);
         let mut session = Box::new(Self {
             mode,
             header: record.header.into(),
