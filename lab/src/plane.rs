@@ -151,6 +151,12 @@ impl ControlPlane {
         &self.web.ca_pem
     }
 
+    /// What another server needs to speak TLS under the same authority, as `localhost` and 127.0.0.1.
+    #[must_use]
+    pub fn web_tls(&self) -> Arc<rustls::ServerConfig> {
+        Arc::clone(&self.web.tls)
+    }
+
     /// The BAMF CA's certificate.
     #[must_use]
     pub fn ca_pem(&self) -> String {

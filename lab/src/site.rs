@@ -149,15 +149,7 @@ impl Site {
     /// # Errors
     /// See [`Error`].
     pub fn install_binary(binary: &std::path::Path) -> Result<Self, Error> {
-        let machine = Machine::boot(machine::Options::default())?;
-        let network = machine.network();
-        let plane = ControlPlane::start(plane::Options { network: network.clone(), ..plane::Options::default() })?;
-        let directory = tempfile::tempdir()?;
-        let releases = ReleaseServer::start(&network, None, directory.path())?;
-        let key = SigningKey::generate();
-        let token = plane.issue_token(1);
-        let site = Self { machine, plane, releases, key, token, offered: Mutex::default(), directory };
-        site.machine.trust(site.plane.web_ca_pem())?;
+        let site = Self::set_up(false)?;
         site.machine.copy_in(binary, BINARY, 0o755)?;
         site.machine.write("/usr/lib/sysusers.d/bamf-agent.conf", SYSUSERS, 0o644, "root")?;
         site.machine.write(format!("/etc/systemd/system/{UNIT}"), SERVICE, 0o644, "root")?;
@@ -165,6 +157,33 @@ impl Site {
         site.configure("")?;
         site.machine.check(["systemctl", "daemon-reload"])?;
         Ok(site)
+    }
+
+    /// A machine without any agent, and a release server with TLS: what an installer finds.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn bare() -> Result<Self, Error> {
+        Self::set_up(true)
+    }
+
+    fn set_up(tls: bool) -> Result<Self, Error> {
+        let machine = Machine::boot(machine::Options::default())?;
+        let network = machine.network();
+        let plane = ControlPlane::start(plane::Options { network: network.clone(), ..plane::Options::default() })?;
+        let directory = tempfile::tempdir()?;
+        let releases = ReleaseServer::start(&network, tls.then(|| plane.web_tls()), directory.path())?;
+        let key = SigningKey::generate();
+        let token = plane.issue_token(1);
+        let site = Self { machine, plane, releases, key, token, offered: Mutex::default(), directory };
+        site.machine.trust(site.plane.web_ca_pem())?;
+        Ok(site)
+    }
+
+    /// Where a release published with [`Site::publish`] lies, a directory per tag.
+    #[must_use]
+    pub fn published(&self) -> &std::path::Path {
+        self.directory.path()
     }
 
     /// Adds lines to every configuration that is written from now on, and writes one.
@@ -260,11 +279,12 @@ impl Site {
         self.agent(&["status", "--json"]).json
     }
 
-    /// A release of `version` with the real agent in it, signed with the site's key, not yet written.
+    /// A release of `version` with the real agent and its unit in it, signed with the site's key, not yet written.
     #[must_use]
     pub fn release(&self, version: &str) -> Release {
         Release::new(&format!("v{version}"))
             .binary(architecture(), binaries::agent_binary(version))
+            .asset(UNIT, SERVICE)
             .signed_by(&self.key)
     }
 
