@@ -8,6 +8,7 @@ mod identity;
 mod inspect;
 mod output;
 mod status;
+mod uninstall;
 mod update;
 
 use std::process::ExitCode;
@@ -106,6 +107,7 @@ async fn dispatch(arguments: Arguments, build: Build) -> Result {
         Command::Config(arguments::Config::Check) => inspect::check(&call),
         Command::Config(arguments::Config::Show(options)) => or_json(options.json, inspect::show(&call, options.json)),
         Command::Selftest => inspect::selftest(&call),
+        Command::Uninstall(options) => uninstall::uninstall(&call, &options).await,
         Command::Version(options) => {
             print_version(&call.build, options.json);
             Ok(Exit::Done)

@@ -24,4 +24,5 @@ pub mod stream;
 pub mod tasks;
 pub mod telemetry;
 pub mod tunnel;
+pub mod uninstall;
 pub mod update;

@@ -94,6 +94,10 @@ pub(super) enum Command {
     /// Check that `run` could start here, touching nothing
     #[command(after_help = "Exit code 0, or 78 with every problem named.")]
     Selftest,
+    /// Take the agent off this machine; configuration and identity stay unless `--purge` is given
+    #[command(after_help = "Examples:\n  sudo bamf-agent uninstall\n  sudo bamf-agent uninstall --purge --yes\n\n\
+        What install.sh found of the Go agent and set aside is put back, and not started.")]
+    Uninstall(Uninstall),
     /// Print the version
     Version(Json),
 }
@@ -210,6 +214,16 @@ pub(super) struct Verify {
     /// Files to check
     #[arg(required = true, value_name = "FILE")]
     pub(super) files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Uninstall {
+    /// Remove configuration, identity and user as well, after asking; to come back, the machine has to join again
+    #[arg(long)]
+    pub(super) purge: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub(super) yes: bool,
 }
 
 #[derive(Debug, Subcommand)]

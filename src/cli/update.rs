@@ -246,7 +246,7 @@ fn read_small(path: &Path, cap: usize) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-fn failed(failure: Failure) -> Failed {
+pub(super) fn failed(failure: Failure) -> Failed {
     Failed { exit: failure.reason.exit(), message: failure.message }
 }
 
@@ -310,7 +310,7 @@ impl Teller {
 
 impl Call {
     /// The same call with what the unit gives the service, where the command line says nothing else.
-    fn as_service(&self, site: &Site) -> Self {
+    pub(super) fn as_service(&self, site: &Site) -> Self {
         let mut overrides = self.overrides.clone();
         let mut environment = self.environment.clone();
         let line = site.arguments().iter().map(OsString::from);

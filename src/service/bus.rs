@@ -106,6 +106,34 @@ impl Services {
             Via::Systemctl(systemctl) => systemctl.reset_failed(unit).await,
         }
     }
+
+    /// Takes the units out of what starts at boot; they go on running.
+    ///
+    /// # Errors
+    /// Whatever the manager says.
+    pub async fn disable(&self, units: &[String]) -> Result<(), Error> {
+        match &self.via {
+            Via::DBus(connection) => {
+                let reply = call(connection, PATH, MANAGER, "DisableUnitFiles", &(units, false)).await;
+                reply.map(drop).map_err(|error| explain("disable", &units.join(" "), error))
+            }
+            Via::Systemctl(systemctl) => systemctl.disable(units).await,
+        }
+    }
+
+    /// Lets the manager read its unit files again.
+    ///
+    /// # Errors
+    /// Whatever the manager says.
+    pub async fn reload(&self) -> Result<(), Error> {
+        match &self.via {
+            Via::DBus(connection) => {
+                let reply = call(connection, PATH, MANAGER, "Reload", &()).await;
+                reply.map(drop).map_err(|error| explain("read again", "its unit files", error))
+            }
+            Via::Systemctl(systemctl) => systemctl.reload().await,
+        }
+    }
 }
 
 /// A connection to the manager; `None` where only `systemctl` is left.

@@ -61,6 +61,23 @@ impl Systemctl {
         self.call("reset-failed", &["reset-failed", "--", unit], unit, SHORT_LIMIT).await.map(drop)
     }
 
+    /// Takes units out of what starts at boot.
+    ///
+    /// # Errors
+    /// Whatever `systemctl` says.
+    pub async fn disable(&self, units: &[String]) -> Result<(), Error> {
+        let arguments: Vec<&str> = ["disable", "--"].into_iter().chain(units.iter().map(String::as_str)).collect();
+        self.call("disable", &arguments, &units.join(" "), SHORT_LIMIT).await.map(drop)
+    }
+
+    /// Lets the manager read its unit files again.
+    ///
+    /// # Errors
+    /// Whatever `systemctl` says.
+    pub async fn reload(&self) -> Result<(), Error> {
+        self.call("daemon-reload", &["daemon-reload"], "", SHORT_LIMIT).await.map(drop)
+    }
+
     async fn call(
         &self,
         action: &'static str,
@@ -126,6 +143,14 @@ mod tests {
         restart("[ \"$*\" = '--no-pager --no-ask-password restart --job-mode=replace -- x.service' ]", LIMIT)
             .await
             .unwrap();
+    }
+
+    #[tokio::test]
+    async fn units_are_disabled_by_name_and_files_are_read_again() {
+        let units = ["a.service".to_owned(), "b.timer".to_owned()];
+        let asked = |words: &str| played(&format!("[ \"$*\" = '--no-pager --no-ask-password {words}' ]"));
+        asked("disable -- a.service b.timer").systemctl.disable(&units).await.unwrap();
+        asked("daemon-reload").systemctl.reload().await.unwrap();
     }
 
     #[tokio::test]

@@ -33,9 +33,10 @@ pub struct Facts {
 }
 
 /// Who put the installed file there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Owner {
     /// Nobody that was found: install.sh, or hands.
+    #[default]
     Nobody,
     /// Debian's package of this name.
     Dpkg(String),

@@ -65,6 +65,10 @@ fn beside(usual: PathBuf, unit: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
+fn resolve(program: &Path) -> Result<Paths, Failure> {
+    Paths::resolve(program).map_err(|error| Failure::new(error.reason(), &error))
+}
+
 /// A program that prints its version takes milliseconds.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
 /// More than any environment file holds.
@@ -132,13 +136,25 @@ impl Site {
     /// The path leads nowhere, or somebody else can write on the way.
     pub fn paths(&self) -> Result<Paths, Failure> {
         let program = self.unit.as_ref().and_then(|unit| unit.program.clone());
-        let asked = match program {
-            Some(program) => program,
-            None => std::env::current_exe().map_err(|error| {
-                Failure::because(Reason::Internal, format!("cannot tell what is installed: {error}"))
-            })?,
-        };
-        Paths::resolve(&asked).map_err(|error| Failure::new(error.reason(), &error))
+        program.map_or_else(|| self.own_paths(), |program| resolve(&program))
+    }
+
+    /// The same around the running program, for where no unit names one.
+    ///
+    /// # Errors
+    /// As [`Site::paths`].
+    pub fn own_paths(&self) -> Result<Paths, Failure> {
+        let program = std::env::current_exe()
+            .map_err(|error| Failure::because(Reason::Internal, format!("cannot tell what is installed: {error}")))?;
+        resolve(&program)
+    }
+
+    /// Whether the unit is this agent's: it notifies its manager, or its program says that it is one. The Go agent does
+    /// neither.
+    pub async fn runs_ours(&self, build: &Build) -> bool {
+        let Some(unit) = &self.unit else { return false };
+        let Some(program) = &unit.program else { return false };
+        unit.kind == "notify" || version_of(program, build).await.is_some()
     }
 
     /// The user that the service runs as; `None` for the caller.

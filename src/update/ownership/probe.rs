@@ -53,7 +53,8 @@ impl Probe {
         marker.or_else(|| read_word(&self.root.join("run/systemd/container")))
     }
 
-    async fn owner(&self, installed: &Path) -> Owner {
+    /// Who owns a file, without a try to write beside it.
+    pub async fn owner(&self, installed: &Path) -> Owner {
         if let Some(owner) = self.marked() {
             return owner;
         }
