@@ -50,6 +50,8 @@ warn() { printf 'warning: %s\n' "$*" >&2; }
 die() {
     die_code=$1
     shift
+    # What was done before stays done, and should be known.
+    [ ! -s "${work:-/dev/null}/done" ] || cat "$work/done" >&2
     printf 'install.sh: %s\n' "$*" | printable >&2
     exit "$die_code"
 }
@@ -244,7 +246,7 @@ look_at_installation() {
     elif [ -z "$installed" ] && is_go_agent "$bin"; then
         replaces=$bin
     fi
-    # An agent of ours that does not run does not replace itself either: the updater goes by the unit.
+    # An agent of ours that is not the service does not replace itself either: the updater goes by the unit.
     [ -z "$replaces" ] || installed=''
     look_at_go_agent
 }
@@ -376,7 +378,7 @@ settle() {
     source=${source%.git}
     [ -z "$platform_url" ] || check_address "$platform_url" --platform-url
     case $source in
-        /*) case $source in *[![:print:]]*) die 2 "--source: a directory without control characters was expected" ;; esac ;;
+        /*) case $source in *[![:print:]]* | *\\*) die 2 "--source $source: expected a plain path" ;; esac ;;
         *) check_address "$source" --source ;;
     esac
     check_keys
@@ -826,8 +828,8 @@ install_binary() {
     if [ -n "$replaces" ] && [ "$replaces" = "$bin" ] && [ ! -e "$bin$kept" ]; then
         ln "$bin" "$bin$kept" || cp -p "$bin" "$bin$kept"
         did "kept the Go agent as $bin$kept"
-    elif [ -e "$bin" ] && [ "$replaces" != "$bin" ]; then
-        did "replaced what was $bin"
+    elif [ -e "$bin" ] && [ -z "$replaces" ]; then
+        did "replaced $bin, which did not run"
     fi
     flush "$staged"
     mv -f "$staged" "$bin" || die 74 "$bin cannot be written"
@@ -865,7 +867,8 @@ SYSUSERS
     ! put "$work/bamf-agent.sysusers" "$sysusers" || did "wrote $sysusers"
     ! id -u bamf >/dev/null 2>&1 || return 0
     if command -v systemd-sysusers >/dev/null; then
-        systemd-sysusers "$sysusers" || die 1 "the user bamf cannot be made (systemd-sysusers $sysusers)"
+        systemd-sysusers "$sysusers" >"$work/said" 2>&1 ||
+            die 1 "the user bamf cannot be made (systemd-sysusers $sysusers): $(cat "$work/said")"
     else
         useradd --system --user-group --home-dir /var/lib/bamf-agent --no-create-home \
             --shell /usr/sbin/nologin --comment 'BAMF agent' bamf || die 1 "the user bamf cannot be made (useradd)"

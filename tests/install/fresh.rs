@@ -3,7 +3,7 @@
 use bamf_lab::machine::or_skip;
 use bamf_lab::site::{BINARY, CONFIG, Ended, UNIT};
 
-use crate::scene::{Scene, assert_same};
+use crate::scene::{Scene, assert_same, timeless};
 
 #[test]
 fn a_fresh_machine_is_connected_by_one_command() {
@@ -189,4 +189,28 @@ fn a_person_is_asked_and_may_say_no_and_a_pipe_is_not_asked() {
     let unasked = answered("n", "--yes");
     assert_eq!(unasked.code, 0, "{unasked:?}");
     assert!(!unasked.stdout.contains("Go on?"), "{unasked:?}");
+}
+
+#[test]
+fn every_sh_does_the_same() {
+    if or_skip("every_sh_does_the_same") {
+        return;
+    }
+    let scene = Scene::new();
+    let (url, source, key) = (scene.site.plane.url(), scene.site.releases.source_url(), scene.site.key.public_key());
+    let flags = ["-s", "--", "--platform-url", &url, "--source", &source, "--trusted-key", &key, "--no-start"];
+    let mut trees = Vec::new();
+    for shell in [&["dash"][..], &["bash", "--posix"], &["busybox", "sh"]] {
+        if !scene.exists(&format!("/usr/bin/{}", shell[0])) {
+            continue;
+        }
+        let command = scene.site.machine.command([shell, &flags].concat()).input(crate::scene::SCRIPT);
+        let ended = Ended::after(command.limit(std::time::Duration::from_secs(120)));
+        assert_eq!(ended.code, 0, "{shell:?}: {ended:?}");
+        assert_eq!(ended.stderr, "", "{shell:?}");
+        trees.push(timeless(scene.tree()));
+        let removed = scene.site.agent(&["uninstall", "--purge", "--yes"]);
+        assert_eq!(removed.code, 0, "{removed:?}");
+    }
+    assert!(trees.len() >= 2 && trees.windows(2).all(|pair| pair[0] == pair[1]), "{trees:?}");
 }
