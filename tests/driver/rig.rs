@@ -58,8 +58,14 @@ impl Process {
         departure.seal(count).unwrap().take_back()
     }
 
-    /// Goes on with what another has left; returns how many sessions that are.
-    fn adopt(&self, mut arrival: Arrival) -> usize {
+    /// Goes on with what another has left, all of it whole; returns how many sessions that are.
+    fn adopt(&self, arrival: Arrival) -> usize {
+        let count = self.adopt_what_is_left(arrival);
+        assert_eq!((self.metrics.adopted.get(), self.metrics.lost.get()), (count as u64, 0), "all of them whole");
+        count
+    }
+
+    fn adopt_what_is_left(&self, mut arrival: Arrival) -> usize {
         let mut records: Vec<Record> = Vec::new();
         let mut reader = arrival.read().unwrap();
         while let Some((kind, payload)) = reader.record().unwrap() {
@@ -71,7 +77,6 @@ impl Process {
             assert!(self.tunnels.adopt(record, &mut arrival), "a session is lost");
         }
         arrival.settle();
-        assert_eq!((self.metrics.adopted.get(), self.metrics.lost.get()), (count as u64, 0), "all of them whole");
         count
     }
 }
@@ -159,6 +164,15 @@ impl Rig {
         let next = Process::start(resource);
         let arrival = std::mem::replace(&mut *process, next).leave().await;
         process.adopt(arrival)
+    }
+
+    /// The same, where it cannot go well. Returns how many sessions were lost.
+    pub(super) async fn lose_to(&self, resource: &Resource) -> u64 {
+        let mut process = self.process.lock().await;
+        let next = Process::start(resource);
+        let arrival = std::mem::replace(&mut *process, next).leave().await;
+        process.adopt_what_is_left(arrival);
+        process.metrics.lost.get()
     }
 
     /// The resource that sessions are opened to.
