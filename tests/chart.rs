@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use bamf_agent::config::{Config, Document, Environment, Origin, Overrides, interpret};
@@ -62,13 +62,19 @@ impl Rendered {
     }
 }
 
-/// Renders the chart for the release `bamf` in the namespace `edge`; the error is Helm's. `None` where Helm is missing.
-fn render(test: &str, values: &Value) -> Option<Result<Rendered, String>> {
-    let python = root().join("target/chart-tools/bin/python");
-    if !root().join("target/chart-tools/requirements.txt").exists() {
+/// A program that scripts/setup has installed, or a note by the test's name that it has not.
+fn tool(test: &str, name: &str) -> Option<PathBuf> {
+    let tools = root().join("target/chart-tools");
+    if !tools.join("requirements.txt").exists() {
         report_skipped(test, "scripts/setup has not installed target/chart-tools");
         return None;
     }
+    Some(tools.join("bin").join(name))
+}
+
+/// Renders the chart for the release `bamf` in the namespace `edge`; the error is Helm's. `None` where Helm is missing.
+fn render(test: &str, values: &Value) -> Option<Result<Rendered, String>> {
+    let python = tool(test, "python")?;
     let request = json!({
         "chart": root().join("packaging/helm/bamf-agent"), "name": "bamf", "namespace": "edge",
         "values": values, "versions": VERSIONS,
@@ -97,10 +103,9 @@ fn minimal(changes: &Value) -> Value {
 }
 
 fn merge(into: &mut Value, changes: &Value) {
-    if let (Value::Object(map), true) = (changes, into.is_object()) {
-        map.iter().for_each(|(key, value)| merge(&mut into[key], value));
-    } else {
-        *into = changes.clone();
+    match changes.as_object().filter(|_| into.is_object()) {
+        Some(map) => map.iter().for_each(|(key, value)| merge(&mut into[key], value)),
+        None => *into = changes.clone(),
     }
 }
 
@@ -353,4 +358,13 @@ fn the_image_is_built_with_the_pinned_compiler_for_kubernetes_and_runs_as_nobody
         assert!(recipe.contains(path), "{path}");
     }
     assert!(!recipe.lines().any(|line| line.starts_with("ADD ")), "everything comes from the tree and from packages");
+}
+
+#[test]
+fn a_checker_of_such_recipes_has_nothing_to_say_about_the_images() {
+    let Some(hadolint) = tool("a_checker_of_such_recipes_has_nothing_to_say_about_the_images", "hadolint") else {
+        return;
+    };
+    let output = Command::new(hadolint).arg("--no-color").arg(root().join("packaging/Containerfile")).output().unwrap();
+    assert!(output.status.success() && output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
 }
