@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::board::Board;
 use self::bridges::Bridges;
 use self::edges::Edges;
+pub use self::reaction::Anew;
 use crate::config::Config;
 use crate::control::{self, Announced};
 use crate::handoff::Inheritance;
@@ -72,26 +73,30 @@ pub enum Error {
     /// The certificate ended before it could be renewed.
     #[error(
         "the certificate of agent {name} expired at {expired} and the platform refuses it, so it cannot renew itself. \
-         Have an administrator delete the agent {name} on the platform and make a new join token, then run \
-         `bamf-agent join --force` with it"
+         Have an administrator delete the agent {name} on the platform and make a new join token, then \
+         {anew} with it"
     )]
     Expired {
         /// The agent.
         name: String,
         /// End of validity, RFC 3339.
         expired: String,
+        /// What to do.
+        anew: Anew,
     },
     /// The platform revoked the agent.
     #[error(
         "the platform revoked agent {name}: {reason}. The stored certificate was left in place. To bring the agent back, \
-         make a new join token on the platform (delete the agent there if it is still listed), then run \
-         `bamf-agent join --force` with it"
+         make a new join token on the platform (delete the agent there if it is still listed), then \
+         {anew} with it"
     )]
     Revoked {
         /// The agent.
         name: String,
         /// The platform's words.
         reason: String,
+        /// What to do.
+        anew: Anew,
     },
     /// The signal handlers cannot be installed.
     #[error("signals cannot be handled")]
@@ -145,6 +150,11 @@ impl Context {
         self.board.identify(&identity, &self.instance);
         let identity = Arc::new(identity);
         self.session.send_replace(Session { client: self.client.as_agent(&identity), identity });
+    }
+
+    /// How a person registers this agent anew.
+    fn anew(&self) -> Anew {
+        self.shared.as_ref().map_or(Anew::Command, |shared| Anew::Secret(shared.place().clone()))
     }
 
     /// The platform has accepted a heartbeat of this session.

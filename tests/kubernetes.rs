@@ -589,6 +589,52 @@ fn a_secret_that_was_deleted_is_written_again_and_a_pod_that_runs_adopts_what_is
 }
 
 #[test]
+fn a_token_that_was_used_up_may_be_gone_and_without_identity_and_token_both_places_are_named() {
+    if or_skip("a_token_that_was_used_up_may_be_gone_and_without_identity_and_token_both_places_are_named") {
+        return;
+    }
+    let scene = Scene::new();
+    let home = scene.pod();
+    home.configure(&format!("platform_url: {}\njoin_token: ${{EDGE_TOKEN}}\n", scene.plane.url()));
+    let place = format!("{NAMESPACE}/{SECRET}");
+    let words = ["holds no certificate", &place, "EDGE_TOKEN", &home.data_dir().display().to_string()];
+    home.start().wait(LIMIT).expect(78, &words);
+    scene.put(&scene.known(60, 86400));
+    for command in [&["config", "check"][..], &["selftest"]] {
+        home.run(command).expect(0, &[]);
+    }
+    drop(home.connect(&scene.plane));
+    assert_eq!(scene.plane.join_attempts(), 0);
+}
+
+#[test]
+fn an_agent_that_was_revoked_says_what_to_do_in_a_cluster_and_leaves_the_secret() {
+    if or_skip("an_agent_that_was_revoked_says_what_to_do_in_a_cluster_and_leaves_the_secret") {
+        return;
+    }
+    let scene = Scene::new();
+    let home = scene.pod();
+    let agent = home.connect(&scene.plane);
+    assert!(scene.waits_for_secret(|_| true));
+    assert!(scene.plane.delete_agent(NAME));
+    let advice = "stop all replicas, delete the Secret bamf/bamf-agent-certs and start them again";
+    agent.wait(LIMIT).expect(78, &["revoked agent edge-1", advice]);
+    // Kubernetes starts it again, and again: it waits instead of burning through restarts.
+    let agent = home.start();
+    assert!(until(LIMIT, || home.problem().contains(advice)), "{}", agent.log());
+    assert_eq!((scene.cluster.writes(), scene.plane.join_attempts()), (1, 1));
+    // What that advice leads to.
+    assert_eq!(agent.terminate(LIMIT).code, 0);
+    assert!(scene.cluster.delete(SECRET));
+    let token = scene.plane.issue_token(1);
+    let anew = scene.pod();
+    anew.configure(&format!("platform_url: {}\nagent_name: {NAME}\njoin_token: {token}\n", scene.plane.url()));
+    drop(anew.connect(&scene.plane));
+    scene.expect_secret(&anew);
+    assert_eq!(scene.plane.joins().len(), 2);
+}
+
+#[test]
 fn a_join_by_hand_looks_at_the_secret_and_with_force_replaces_what_is_in_it() {
     if or_skip("a_join_by_hand_looks_at_the_secret_and_with_force_replaces_what_is_in_it") {
         return;

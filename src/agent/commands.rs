@@ -82,7 +82,8 @@ fn obey(context: &Context, session: &Session, command: Command) {
     match command {
         Command::Alive => {}
         Command::Revoke { reason } => {
-            context.give_up(Error::Revoked { name: session.identity.name.clone(), reason });
+            let name = session.identity.name.clone();
+            context.give_up(Error::Revoked { name, reason, anew: context.anew() });
         }
         Command::Tunnel(request) => context.tunnels.obey(request),
         Command::Relay(RelayRequest { edge, bridge, ca_pem }) => context.relay.connect(&edge, bridge, ca_pem),

@@ -4,12 +4,31 @@ use std::time::{Duration, SystemTime};
 
 use crate::clock;
 use crate::identity::Identity;
+use crate::kubernetes::Place;
 use crate::platform::{Failure, Kind};
 
 /// Ceiling of the wait where a person has to act first; the platform limits callers of its own kind too.
 pub(super) const PATIENT_CAP: Duration = Duration::from_secs(300);
 /// First wait of that kind.
 pub(super) const PATIENT_BASE: Duration = Duration::from_secs(30);
+
+/// How a person registers the agent anew, in the words of where it runs: a sentence goes on with "with a new token".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Anew {
+    /// On a machine.
+    Command,
+    /// In a cluster, where this Secret is.
+    Secret(Place),
+}
+
+impl std::fmt::Display for Anew {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Command => f.write_str("run `bamf-agent join --force`"),
+            Self::Secret(place) => write!(f, "stop all replicas, delete the Secret {place} and start them again"),
+        }
+    }
+}
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +44,13 @@ pub(super) enum Reaction {
 }
 
 /// Decides. `has_previous` says that the certificate from before a renewal is still kept.
-pub(super) fn react(failure: &Failure, identity: &Identity, has_previous: bool, now: SystemTime) -> Reaction {
+pub(super) fn react(
+    failure: &Failure,
+    identity: &Identity,
+    has_previous: bool,
+    anew: &Anew,
+    now: SystemTime,
+) -> Reaction {
     let name = &identity.name;
     match failure.kind {
         Kind::Unauthorized if has_previous => Reaction::Revert,
@@ -37,7 +62,7 @@ pub(super) fn react(failure: &Failure, identity: &Identity, has_previous: bool, 
         Kind::Unauthorized => Reaction::Patience(format!(
             "the platform refuses the certificate of agent {name}, which is valid until {}: it was revoked, or the \
              platform has a new certificate authority. To register anew, have an administrator delete the agent there, \
-             then run `bamf-agent join --force` with a new token ({failure})",
+             then {anew} with a new token ({failure})",
             clock::rfc3339(identity.not_after)
         )),
         Kind::Forbidden => Reaction::Patience(format!(
@@ -45,7 +70,7 @@ pub(super) fn react(failure: &Failure, identity: &Identity, has_previous: bool, 
         )),
         Kind::NotFound => Reaction::Patience(format!(
             "the platform does not know agent {name}: it was deleted there, or platform_url points elsewhere. If it was \
-             deleted, run `bamf-agent join --force` with a new token ({failure})"
+             deleted, {anew} with a new token ({failure})"
         )),
         Kind::Unreachable
         | Kind::Unanswered
@@ -80,7 +105,7 @@ mod tests {
 
     fn reaction(kind: Kind, has_previous: bool, now: u64) -> Reaction {
         let failure = Failure { call: "heartbeat", kind, detail: "401 no".into(), retry_after: None };
-        react(&failure, &identity(), has_previous, at(now))
+        react(&failure, &identity(), has_previous, &Anew::Command, at(now))
     }
 
     #[test]
@@ -96,6 +121,14 @@ mod tests {
     fn a_renewed_certificate_that_is_refused_gives_way_to_the_one_before() {
         assert_eq!(reaction(Kind::Unauthorized, true, 1500), Reaction::Revert);
         assert_eq!(reaction(Kind::Server, true, 1500), Reaction::Retry);
+    }
+
+    #[test]
+    fn in_a_cluster_the_secret_is_named_instead_of_a_command() {
+        let failure = Failure { call: "heartbeat", kind: Kind::NotFound, detail: "404 no".into(), retry_after: None };
+        let anew = Anew::Secret(Place { namespace: "bamf".into(), name: "certs".into() });
+        let Reaction::Patience(text) = react(&failure, &identity(), false, &anew, at(1500)) else { panic!() };
+        assert!(text.contains("delete the Secret bamf/certs") && !text.contains("join --force"), "{text}");
     }
 
     #[test]

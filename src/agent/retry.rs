@@ -51,13 +51,14 @@ impl Retry {
             return Duration::ZERO;
         }
         let has_previous = context.store.has_previous();
-        match reaction::react(failure, &session.identity, has_previous, clock::now()) {
+        match reaction::react(failure, &session.identity, has_previous, &context.anew(), clock::now()) {
             Reaction::Retry => self.soon(context, failure),
             Reaction::Patience(sentence) => self.patiently(context, sentence),
             Reaction::Revert => self.revert(context, session, failure),
             Reaction::Expired => {
                 let name = session.identity.name.clone();
-                context.give_up(Error::Expired { name, expired: clock::rfc3339(session.identity.not_after) });
+                let expired = clock::rfc3339(session.identity.not_after);
+                context.give_up(Error::Expired { name, expired, anew: context.anew() });
                 reaction::PATIENT_CAP
             }
         }
