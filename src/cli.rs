@@ -7,6 +7,7 @@ mod arguments;
 mod identity;
 mod inspect;
 mod output;
+mod packaging;
 mod status;
 mod uninstall;
 mod update;
@@ -108,6 +109,8 @@ async fn dispatch(arguments: Arguments, build: Build) -> Result {
         Command::Config(arguments::Config::Show(options)) => or_json(options.json, inspect::show(&call, options.json)),
         Command::Selftest => inspect::selftest(&call),
         Command::Uninstall(options) => uninstall::uninstall(&call, &options).await,
+        Command::Completions { shell } => Ok(packaging::completions(shell)),
+        Command::Man { out } => packaging::man(&call, out.as_deref()),
         Command::Version(options) => {
             print_version(&call.build, options.json);
             Ok(Exit::Done)

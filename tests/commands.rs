@@ -34,6 +34,51 @@ fn what_cannot_be_understood_is_code_2_with_usage_on_standard_error() {
     }
 }
 
+/// What bash offers behind `line` with the program's own completion script loaded.
+fn offered(home: &Home, line: &str) -> Option<Vec<String>> {
+    let script = home.run(&["completions", "bash"]).stdout;
+    let words: Vec<&str> = line.split(' ').collect();
+    let ask = "registered=$(complete -p bamf-agent); registered=${registered##*-F }; \
+               COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); \
+               ${registered%% *} bamf-agent \"${!#}\" \"${@:$#-1:1}\" && printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let bash =
+        std::process::Command::new("bash").args(["-c", &format!("{script}\n{ask}"), "bash"]).args(words).output();
+    let output = bash.ok()?;
+    assert!(output.status.success(), "{output:?}");
+    Some(String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn a_shell_that_loads_the_completions_offers_commands_and_options() {
+    let home = home("");
+    let Some(commands) = offered(&home, "bamf-agent un") else {
+        println!("skipped: bash is not installed");
+        return;
+    };
+    assert_eq!(commands, ["unpin"]);
+    assert_eq!(offered(&home, "bamf-agent update --allow").unwrap(), ["--allow-downgrade", "--allow-prerelease"]);
+    assert_eq!(offered(&home, "bamf-agent completions z").unwrap(), ["zsh"]);
+}
+
+#[test]
+fn manual_pages_are_printed_or_written_and_are_the_same_bytes_each_time() {
+    let home = home("");
+    let main = home.run(&["man"]).stdout;
+    assert!(main.contains(".TH bamf-agent 8"), "{main}");
+    let write = |name: &str| {
+        let out = home.path(name);
+        std::fs::create_dir(&out).unwrap();
+        home.run(&["man", "--out", out.to_str().unwrap()]).expect(0, &[]);
+        let mut pages: Vec<_> = std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path()).collect();
+        pages.sort();
+        pages.into_iter().map(|page| (page.file_name().unwrap().to_owned(), std::fs::read(page).unwrap())).collect()
+    };
+    let (one, two): (Vec<_>, Vec<_>) = (write("one"), write("two"));
+    assert!(one == two && one.len() > 15, "{} pages", one.len());
+    assert!(one.iter().any(|(name, bytes)| name == "bamf-agent.8" && bytes == main.as_bytes()));
+    home.run(&["man", "--out", home.path("nowhere").to_str().unwrap()]).expect(74, &["nowhere"]);
+}
+
 #[test]
 fn a_check_lists_every_problem_with_file_and_line() {
     let home = home(

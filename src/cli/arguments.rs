@@ -3,37 +3,47 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::update::site::UNIT;
 
-/// The BAMF agent: gives people access to what runs next to it, and keeps itself up to date.
+/// Heading of the options that every command has, so that a command's own stand together.
+const EVERYWHERE: &str = "Options of every command";
+/// Heading of the options that say which installation is meant.
+const INSTALLATION: &str = "Which agent";
+
+/// The BAMF agent: gives people access to what runs next to it
 #[derive(Debug, Parser)]
 #[command(
     name = "bamf-agent",
     disable_version_flag = true,
     subcommand_required = false,
     args_conflicts_with_subcommands = false,
-    after_help = "Without a command it runs the service.\n\n\
+    after_help = "It joins a BAMF platform once, keeps its own certificate, carries the sessions of users to what is \
+        configured, and updates itself. Without a command it runs the service.\n\n\
         Examples:\n  \
         bamf-agent --config /etc/bamf/agent.yaml\n  \
         sudo bamf-agent update\n  \
         bamf-agent status\n\n\
-        Exit codes: 0 done, 1 failed, 2 usage, 10 update available,\n\
-        20 beyond the API, 21 not authentic, 22 not self-updatable here,\n\
-        23 rolled back, 24 operator needed, 25 held back, 26 another update runs,\n\
-        69 unreachable, 74 disk, 77 not permitted,\n\
-        78 configuration or identity invalid."
+        Exit codes:\n   \
+        0  done, or already up to date       24  an operator is needed\n   \
+        1  unexpected failure                25  held back: old, pinned or known bad\n   \
+        2  wrong usage                       26  another update is running\n  \
+        10  an update is available            69  API or release source unreachable\n  \
+        20  refused: newer than the API       74  disk full, faulty or read-only\n  \
+        21  refused: not authentic            77  needs root\n  \
+        22  refused: not self-updatable here  78  configuration or identity invalid\n  \
+        23  rolled back to the old version"
 )]
 pub(super) struct Arguments {
     /// Configuration file [default: /etc/bamf/agent.yaml, then ./agent.yaml]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = EVERYWHERE)]
     pub(super) config: Option<PathBuf>,
     /// Log how things happen, not only what happens
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub(super) debug: bool,
     /// Directory of the control socket [default: /run/bamf-agent]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = EVERYWHERE)]
     pub(super) runtime_dir: Option<PathBuf>,
     /// Print the version
     #[arg(short = 'V', long, exclusive = true)]
@@ -44,12 +54,14 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Run the service: join if needed, reconnect with the stored certificate, serve
-    #[command(after_help = "Example:\n  bamf-agent run --config /etc/bamf/agent.yaml")]
+    /// Run the service: join if needed, connect, serve
+    #[command(after_help = "Example:\n  bamf-agent run --config /etc/bamf/agent.yaml\n\n\
+        A stored certificate is used for ever after; the join token is needed once. SIGTERM ends it; where systemd is about \
+        to restart it, open sessions go on in the next process.")]
     Run,
     /// Register once, store the certificate, exit
-    #[command(after_help = "Examples:\n  bamf-agent join --token-file /root/token\n  \
-        echo \"$TOKEN\" | bamf-agent join --token-file -\n\n\
+    #[command(after_help = "Examples:\n  sudo bamf-agent join --token-file /root/token\n  \
+        echo \"$TOKEN\" | sudo bamf-agent join --token-file -\n\n\
         A token on the command line can be seen by other users of the machine while the command runs.")]
     Join(Join),
     /// Show what the running agent is doing; without one, what is stored
@@ -60,14 +72,15 @@ pub(super) enum Command {
         sudo bamf-agent update --version 1.2.0 --dry-run\n  \
         sudo bamf-agent update --source /media/releases\n\n\
         Upgrade order: API, then agents, then CLI. A version newer than the API is always refused.\n\n\
-        Every form reads the configuration, which root and the group bamf may read: without sudo, `update --check`\n\
-        works for members of that group.")]
+        Every form reads the configuration, which root and the group bamf may read: without sudo, \
+        `update --check` works for members of that group.")]
     Update(Box<Update>),
-    /// Go back to the binary that was installed before, and do not go forward to this one again by itself
-    #[command(after_help = "Example:\n  sudo bamf-agent rollback")]
+    /// Go back to the binary that was installed before
+    #[command(after_help = "Example:\n  sudo bamf-agent rollback\n\n\
+        The version that it goes back from is remembered as bad: only `update --force` installs it again.")]
     Rollback(Rollback),
-    /// Show what was installed when, from where, by what, and how it ended
-    #[command(after_help = "Example:\n  sudo bamf-agent history --json | jq '.[-1]'")]
+    /// Show what was installed when, by whom, and how it ended
+    #[command(after_help = "Examples:\n  sudo bamf-agent history\n  sudo bamf-agent history --json | jq '.[-1]'")]
     History(History),
     /// Stay on a version
     #[command(
@@ -75,31 +88,62 @@ pub(super) enum Command {
     )]
     Pin {
         /// Version to stay on [default: the installed one]
+        #[arg(value_hint = ValueHint::Other)]
         version: Option<String>,
         #[command(flatten)]
         place: Place,
     },
     /// Follow the API's version again
+    #[command(after_help = "Example:\n  sudo bamf-agent unpin && sudo bamf-agent update")]
     Unpin {
         #[command(flatten)]
         place: Place,
     },
     /// Check downloaded release files offline with the trusted keys
-    #[command(after_help = "Example:\n  bamf-agent verify --checksums checksums.txt bamf-agent-linux-amd64\n\n\
-        The signature is expected beside it, as checksums.txt.minisig.")]
+    #[command(after_help = "Examples:\n  \
+        bamf-agent verify --checksums checksums.txt bamf-agent-linux-amd64\n  \
+        bamf-agent verify --checksums checksums.txt --tag v1.2.0 install.sh\n\n\
+        The signature is expected beside checksums.txt, as checksums.txt.minisig.")]
     Verify(Verify),
     /// Check or show the configuration
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Examples:\n  sudo bamf-agent config check\n  sudo bamf-agent config show")]
     Config(Config),
     /// Check that `run` could start here, touching nothing
-    #[command(after_help = "Exit code 0, or 78 with every problem named.")]
+    #[command(after_help = "Example:\n  sudo -u bamf bamf-agent selftest\n\n\
+        Ends with 0, or with 78 and every problem named.")]
     Selftest,
     /// Take the agent off this machine; configuration and identity stay unless `--purge` is given
     #[command(after_help = "Examples:\n  sudo bamf-agent uninstall\n  sudo bamf-agent uninstall --purge --yes\n\n\
         What install.sh found of the Go agent and set aside is put back, and not started.")]
     Uninstall(Uninstall),
+    /// Print a shell's completion script
+    #[command(after_help = "Examples:\n  \
+        source <(bamf-agent completions bash)\n  \
+        bamf-agent completions fish > ~/.config/fish/completions/bamf-agent.fish")]
+    Completions {
+        /// Shell to print it for
+        shell: Shell,
+    },
+    /// Print the manual page, or write those of all commands
+    #[command(after_help = "Examples:\n  \
+        bamf-agent man | man -l -\n  \
+        sudo bamf-agent man --out /usr/local/share/man/man8")]
+    Man {
+        /// Directory for the pages of all commands
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        out: Option<PathBuf>,
+    },
     /// Print the version
+    #[command(after_help = "Examples:\n  bamf-agent version\n  bamf-agent version --json | jq -r .version")]
     Version(Json),
+}
+
+/// A shell that completions can be printed for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
 }
 
 #[derive(Debug, Args)]
@@ -113,10 +157,17 @@ pub(super) struct Json {
 #[derive(Debug, Default, Args)]
 pub(super) struct Place {
     /// The agent is a unit of the caller's own service manager (`systemctl --user`); needs no root
-    #[arg(long)]
+    #[arg(long, help_heading = INSTALLATION)]
     pub(super) user: bool,
     /// The agent's unit, with or without `.service`
-    #[arg(long, value_name = "NAME", default_value = UNIT, value_parser = unit_name)]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = UNIT,
+        value_parser = unit_name,
+        value_hint = ValueHint::Other,
+        help_heading = INSTALLATION
+    )]
     pub(super) unit: String,
 }
 
@@ -141,10 +192,10 @@ pub(super) struct History {
 #[derive(Debug, Args)]
 pub(super) struct Join {
     /// Join token
-    #[arg(long, value_name = "T", conflicts_with = "token_file")]
+    #[arg(long, value_name = "TOKEN", value_hint = ValueHint::Other, conflicts_with = "token_file")]
     pub(super) token: Option<String>,
     /// File that holds the join token; - reads standard input
-    #[arg(long, value_name = "F")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) token_file: Option<PathBuf>,
     /// Register anew although a certificate is stored
     #[arg(long)]
@@ -158,7 +209,7 @@ pub(super) struct Update {
     #[arg(long)]
     pub(super) check: bool,
     /// Version to install [default: the newest that is not newer than the API]
-    #[arg(long, value_name = "V")]
+    #[arg(long, value_name = "VERSION", value_hint = ValueHint::Other)]
     pub(super) version: Option<String>,
     /// Download, verify and try the new binary, but do not install it
     #[arg(long)]
@@ -176,10 +227,10 @@ pub(super) struct Update {
     #[arg(long)]
     pub(super) force: bool,
     /// The API's version, for control planes that do not report theirs
-    #[arg(long, value_name = "V")]
+    #[arg(long, value_name = "VERSION", value_hint = ValueHint::Other)]
     pub(super) assume_api_version: Option<String>,
     /// Take releases from here instead of `update.source`
-    #[arg(long, value_name = "URL|DIR")]
+    #[arg(long, value_name = "URL|DIR", value_hint = ValueHint::DirPath)]
     pub(super) source: Option<String>,
     /// Run as the timer does: only if `update.auto` is on and within `update.window`
     #[arg(long)]
@@ -206,13 +257,13 @@ pub(super) struct Rollback {
 #[derive(Debug, Args)]
 pub(super) struct Verify {
     /// The release's checksums.txt, with its signatures beside it
-    #[arg(long, value_name = "F")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) checksums: PathBuf,
     /// Tag that must have been signed, e.g. v1.2.0
-    #[arg(long, value_name = "V")]
+    #[arg(long, value_name = "TAG", value_hint = ValueHint::Other)]
     pub(super) tag: Option<String>,
     /// Files to check
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) files: Vec<PathBuf>,
 }
 
@@ -229,8 +280,13 @@ pub(super) struct Uninstall {
 #[derive(Debug, Subcommand)]
 pub(super) enum Config {
     /// Report every problem of the configuration with file and line
+    #[command(after_help = "Example:\n  sudo bamf-agent config check --config ./agent.yaml\n\n\
+        Ends with 0, or with 78 and every problem named.")]
     Check,
-    /// Print the effective configuration, secrets masked, with where each value came from
+    /// Print every value in effect, and where it came from
+    #[command(after_help = "Examples:\n  sudo bamf-agent config show\n  \
+        sudo bamf-agent config show --json | jq -r '.settings[].key'\n\n\
+        Secrets are masked.")]
     Show(Json),
 }
 
@@ -271,6 +327,31 @@ mod tests {
     #[test]
     fn the_definitions_are_consistent() {
         <Arguments as clap::CommandFactory>::command().debug_assert();
+    }
+
+    fn commands(command: &clap::Command) -> Vec<clap::Command> {
+        command.get_subcommands().flat_map(commands).chain([command.clone()]).collect()
+    }
+
+    #[test]
+    fn the_help_of_every_command_has_an_example_and_breaks_none_of_its_lines_at_80_columns() {
+        let mut root = <Arguments as clap::CommandFactory>::command().disable_help_subcommand(true);
+        root.build();
+        for command in commands(&root) {
+            let name = command.get_bin_name().unwrap_or_default().to_owned();
+            let about = command.get_about().unwrap_or_default().to_string();
+            assert!(!about.is_empty() && !about.ends_with('.'), "{name}: {about}");
+            let after = command.get_after_help().unwrap_or_default().to_string();
+            assert!(after.contains("Example:\n  ") || after.contains("Examples:\n  "), "{name}: {after}");
+            // What is indented is meant to stay one line; the rest is prose that may be broken anywhere.
+            for line in after.lines().filter(|line| line.starts_with(' ')) {
+                assert!(line.len() < 80, "{name}: {line}");
+            }
+            let help = command.term_width(80).render_long_help().to_string();
+            assert!(help.lines().all(|line| line.chars().count() <= 80), "{name}:\n{help}");
+            // A command's row in the list of commands is one line.
+            assert!(about.len() <= 65, "{name}: {about}");
+        }
     }
 
     #[test]

@@ -218,7 +218,10 @@ fn a_value_in_the_file_that_a_variable_overrides_is_not_judged() {
 fn without_a_platform_there_is_no_configuration() {
     for yaml in ["", "platform_url:\n", "platform_url: ''\n", "platform_url: ${EMPTY}\n"] {
         let invalid = read(yaml, &[("EMPTY", "")]).unwrap_err().to_string();
-        assert!(invalid.starts_with("platform_url: found that it is not set"), "{yaml}: {invalid}");
+        assert!(
+            invalid.starts_with("platform_url: found nothing, expected the platform's address"),
+            "{yaml}: {invalid}"
+        );
     }
     // A value that cannot be read is one problem, not two.
     assert_eq!(read("platform_url: ${NOPE}\n", &[]).unwrap_err().problems.len(), 1);

@@ -84,8 +84,9 @@ fn platform_url(reader: &mut Reader<'_>, top: &[Entry], allow_insecure_http: boo
     let text = reader.setting(key, top);
     let url = reader.judge(key.path, text, |text| address::http_address(&text.text, allow_insecure_http));
     if url == Ok(None) {
-        let expected = "the address of the platform, as platform_url in the file or BAMF_PLATFORM_URL";
-        reader.problem(Origin::Default, key.path, "that it is not set", expected);
+        let expected = "the platform's address, as platform_url in the file (/etc/bamf/agent.yaml, or --config) or as \
+                        BAMF_PLATFORM_URL";
+        reader.problem(Origin::Default, key.path, "nothing", expected);
     }
     let default = || Url::parse(key.default).expect("the default in the table is an address");
     url.ok().flatten().unwrap_or_else(default)
