@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use bamf_lab::client::{Client, local};
-use bamf_lab::{bench, demo, playground};
+use bamf_lab::{bench, demo, playground, rehearsal, sbom};
 use clap::{Parser, Subcommand};
 
 /// A control plane, a release server and real-systemd machines to try bamf-agent in.
@@ -43,6 +43,27 @@ enum Command {
         #[arg(long, default_value = "1.0.0")]
         api_version: String,
     },
+    /// Print the bill of materials of a release
+    Sbom {
+        /// The release's version, without a `v`
+        #[arg(long)]
+        version: String,
+        /// When it is made, in seconds since 1970
+        #[arg(long)]
+        epoch: i64,
+    },
+    /// Update an agent on a machine to a finished release
+    Rehearse {
+        /// The agent that updates: the previous release's
+        #[arg(long)]
+        agent: std::path::PathBuf,
+        /// Directory that has the release as `vX.Y.Z/`
+        #[arg(long)]
+        releases: std::path::PathBuf,
+        /// The release's version, without a `v`
+        #[arg(long)]
+        version: String,
+    },
     /// Be a user's end of a tunnel
     Client {
         /// What it offers to programs
@@ -68,6 +89,9 @@ fn main() -> ExitCode {
         Command::Bench { parts, agent } => bench::run(&parts, agent.as_deref()),
         Command::PlainCopy { bridge_port, target, directory } => bench::plain::run(bridge_port, target, &directory),
         Command::Serve { api_version } => playground::serve(&api_version),
+        Command::Sbom { version, epoch } => sbom::of_workspace(std::path::Path::new("."), &version, epoch)
+            .map(|text| demo::screen::line(text.trim_end())),
+        Command::Rehearse { agent, releases, version } => rehearsal::run(&agent, &releases, &version),
         Command::Client { kind, api, ca, token, resource } => {
             std::fs::read_to_string(&ca).map_err(|error| format!("{}: {error}", ca.display())).and_then(|ca| {
                 let listening = |address| demo::screen::line(&format!("{address}"));
