@@ -52,6 +52,8 @@ pub struct Site {
     pub key: SigningKey,
     /// The token of the configuration, good for one join.
     pub token: String,
+    /// Where the agent is, or will be, installed.
+    binary: &'static str,
     /// Lines of the configuration that [`Site::offer`] asked for.
     offered: Mutex<String>,
     directory: TempDir,
@@ -149,7 +151,7 @@ impl Site {
     /// # Errors
     /// See [`Error`].
     pub fn install_binary(binary: &std::path::Path) -> Result<Self, Error> {
-        let site = Self::set_up(false)?;
+        let site = Self::set_up(false, BINARY)?;
         site.machine.copy_in(binary, BINARY, 0o755)?;
         site.machine.write("/usr/lib/sysusers.d/bamf-agent.conf", SYSUSERS, 0o644, "root")?;
         site.machine.write(format!("/etc/systemd/system/{UNIT}"), SERVICE, 0o644, "root")?;
@@ -164,10 +166,18 @@ impl Site {
     /// # Errors
     /// See [`Error`].
     pub fn bare() -> Result<Self, Error> {
-        Self::set_up(true)
+        Self::set_up(true, BINARY)
     }
 
-    fn set_up(tls: bool) -> Result<Self, Error> {
+    /// The same for an agent that the caller will install as `binary`, with a release server without TLS.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn bare_for(binary: &'static str) -> Result<Self, Error> {
+        Self::set_up(false, binary)
+    }
+
+    fn set_up(tls: bool, binary: &'static str) -> Result<Self, Error> {
         let machine = Machine::boot(machine::Options::default())?;
         let network = machine.network();
         let plane = ControlPlane::start(plane::Options { network: network.clone(), ..plane::Options::default() })?;
@@ -175,7 +185,7 @@ impl Site {
         let releases = ReleaseServer::start(&network, tls.then(|| plane.web_tls()), directory.path())?;
         let key = SigningKey::generate();
         let token = plane.issue_token(1);
-        let site = Self { machine, plane, releases, key, token, offered: Mutex::default(), directory };
+        let site = Self { machine, plane, releases, key, token, binary, offered: Mutex::default(), directory };
         site.machine.trust(site.plane.web_ca_pem())?;
         Ok(site)
     }
@@ -270,7 +280,7 @@ impl Site {
 
     /// The installed agent with these arguments, as root, to be changed before it runs.
     pub fn agent_command(&self, arguments: &[&str]) -> Invocation {
-        self.machine.command([&[BINARY], arguments].concat()).limit(Duration::from_secs(180))
+        self.machine.command([&[self.binary], arguments].concat()).limit(Duration::from_secs(180))
     }
 
     /// The JSON of `status --json`.
@@ -311,7 +321,7 @@ impl Site {
     #[must_use]
     pub fn standing(&self) -> Standing {
         let status = self.status();
-        let mut beside: Vec<String> = std::fs::read_dir(self.machine.path(BINARY).with_file_name(""))
+        let mut beside: Vec<String> = std::fs::read_dir(self.machine.path(self.binary).with_file_name(""))
             .into_iter()
             .flatten()
             .flatten()
@@ -335,7 +345,7 @@ impl Site {
     /// There is none.
     #[must_use]
     pub fn installed(&self) -> String {
-        crate::release::builder::sha256_hex(&self.machine.path(BINARY)).unwrap_or_else(|error| panic!("{error}"))
+        crate::release::builder::sha256_hex(&self.machine.path(self.binary)).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// The agent's certificate, by fingerprint, as it says itself.
