@@ -55,7 +55,7 @@ fn a_shell_that_loads_the_completions_offers_commands_and_options() {
         println!("skipped: bash is not installed");
         return;
     };
-    assert_eq!(commands, ["unpin"]);
+    assert_eq!(commands, ["unpin", "uninstall"]);
     assert_eq!(offered(&home, "bamf-agent update --allow").unwrap(), ["--allow-downgrade", "--allow-prerelease"]);
     assert_eq!(offered(&home, "bamf-agent completions z").unwrap(), ["zsh"]);
 }

@@ -5,6 +5,12 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "what a test writes need not outlive a power cut")]
 
+#[path = "release/journey.rs"]
+mod journey;
+#[expect(dead_code, reason = "the installer's tests use all of it")]
+#[path = "install/scene.rs"]
+mod scene;
+
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -19,6 +25,10 @@ const TAG: &str = "v1.2.0";
 /// A place to release in, with keys.
 struct Desk {
     directory: tempfile::TempDir,
+}
+
+fn prebuilt() -> String {
+    format!("prebuilt/bamf-agent-linux-{}", architecture())
 }
 
 /// How the script ended.
@@ -50,12 +60,10 @@ impl Desk {
         }
         desk.make_key("locked", "open sesame\n");
         std::fs::create_dir(desk.path("prebuilt")).unwrap();
-        let binary = format!("prebuilt/bamf-agent-linux-{}", architecture());
-        // A tenth of the size, as a release's own is.
-        let mut strip = Command::new("strip");
-        strip.arg("-o").arg(desk.path(&binary)).arg(agent_binary("1.2.0"));
-        assert!(strip.status().unwrap().success());
-        let agent = desk.path(&binary);
+        desk.prebuild("1.2.0");
+        // The agent of the release before, which does not change with the next one.
+        let agent = desk.path("previous");
+        std::fs::copy(desk.path(&prebuilt()), &agent).unwrap();
         let keys = ["one", "two", "locked"].map(|key| desk.public(key)).join(",");
         let told = format!("#!/bin/sh\nBAMF_UPDATE_TRUSTED_KEYS={keys} exec {} \"$@\"\n", agent.display());
         std::fs::write(desk.path("agent"), told).unwrap();
@@ -65,6 +73,14 @@ impl Desk {
 
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// The binary of this version becomes the one that is released.
+    fn prebuild(&self, version: &str) {
+        // A tenth of the size, as a release's own is.
+        let mut strip = Command::new("strip");
+        strip.arg("-o").arg(self.path(&prebuilt())).arg(agent_binary(version));
+        assert!(strip.status().unwrap().success());
     }
 
     fn make_key(&self, name: &str, password: &str) {

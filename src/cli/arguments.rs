@@ -112,8 +112,9 @@ pub(super) enum Command {
     #[command(after_help = "Example:\n  sudo -u bamf bamf-agent selftest\n\n\
         Ends with 0, or with 78 and every problem named.")]
     Selftest,
-    /// Take the agent off this machine; configuration and identity stay unless `--purge` is given
+    /// Take the agent off this machine
     #[command(after_help = "Examples:\n  sudo bamf-agent uninstall\n  sudo bamf-agent uninstall --purge --yes\n\n\
+        Configuration and identity stay unless `--purge` is given.\n\
         What install.sh found of the Go agent and set aside is put back, and not started.")]
     Uninstall(Uninstall),
     /// Print a shell's completion script
