@@ -14,9 +14,6 @@ use serde_json::{Value, json};
 /// The targets that are released. Cargo resolves for them whether or not they can be built for here.
 const TARGETS: [&str; 2] = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"];
 
-/// Where crates are published; a version there never changes.
-const REGISTRY: &str = "https://static.crates.io/crates";
-
 /// The project, in whose releases the document lies.
 const REPOSITORY: &str = env!("CARGO_PKG_REPOSITORY");
 
@@ -183,7 +180,8 @@ fn package(node: &Crate, licence: &str, checksum: Option<&str>) -> Value {
         "name": name,
         "versionInfo": version,
         "primaryPackagePurpose": "LIBRARY",
-        "downloadLocation": format!("{REGISTRY}/{name}/{name}-{version}.crate"),
+        // What it is and where to get it is the reference below.
+        "downloadLocation": "NOASSERTION",
         "filesAnalyzed": false,
         "licenseConcluded": "NOASSERTION",
         "licenseDeclared": licence,
