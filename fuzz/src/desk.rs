@@ -4,11 +4,12 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use bamf_agent::config::{Dial, Resource};
+use bamf_agent::kubernetes::ServiceAccount;
 use bamf_agent::relay::body::Framing;
 use bamf_agent::relay::conversation::{Conversation, Need, Outcome, Prepared, Refusal, Rules};
 use bamf_agent::relay::head::Request;
 use bamf_agent::relay::route::Router;
-use bamf_agent::relay::rules::{Cluster, RuleBook};
+use bamf_agent::relay::rules::RuleBook;
 
 use crate::message::{Kind, Message};
 
@@ -36,7 +37,7 @@ impl Default for Witness {
             dial: Dial::Auto,
         };
         let resources = [resource("http", "wiki.internal", 8085), resource("kubernetes", "", 0)];
-        let cluster = Cluster::new(concat!(env!("CARGO_MANIFEST_DIR"), "/serviceaccount"));
+        let cluster = ServiceAccount::new(concat!(env!("CARGO_MANIFEST_DIR"), "/serviceaccount"));
         Self { rules: RuleBook::new(Router::new(&resources), Arc::new(cluster)), asked: RefCell::default() }
     }
 }
