@@ -9,11 +9,10 @@ use std::process::{Command, Output, Stdio};
 use bamf_lab::agent::{LIMIT, until, write};
 use bamf_lab::client::local::LocalPort;
 use bamf_lab::client::{Client, Options};
-use bamf_lab::machine::report_skipped;
 use bamf_lab::pattern::Pattern;
 use bamf_lab::runtime::block_on;
 use bamf_lab::scene::{Scene, Setting};
-use bamf_lab::servers::{Error, Postgres, Sshd};
+use bamf_lab::servers::{Postgres, Sshd, has, started};
 use bamf_lab::targets::Tcp;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_bamf-agent");
@@ -21,25 +20,6 @@ const BINARY: &str = env!("CARGO_BIN_EXE_bamf-agent");
 fn scene(kind: &'static str, port: u16) -> Scene {
     // The lab's own target is not used.
     Scene::of(BINARY, Tcp::Silent, Setting { kind, port: Some(port), ..Setting::default() })
-}
-
-/// A server, or a note by the test's name that it is not there.
-fn started<T>(test: &str, server: Result<T, Error>) -> Option<T> {
-    match server {
-        Err(Error::Missing(what)) => {
-            report_skipped(test, &format!("{what} is not installed"));
-            None
-        }
-        started => Some(started.unwrap()),
-    }
-}
-
-fn has(test: &str, program: &str) -> bool {
-    let found = Command::new(program).arg("-V").output().is_ok();
-    if !found {
-        report_skipped(test, &format!("{program} is not installed"));
-    }
-    found
 }
 
 /// A port of this machine that leads to the resource, for one connection.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::machine::report_skipped;
 use crate::serve::Network;
 
 /// How long a server may take to answer after its start.
@@ -30,6 +31,30 @@ pub enum Error {
         /// What came of it.
         why: String,
     },
+}
+
+/// A server, or a note by the test's name that it is not there.
+///
+/// # Panics
+/// It is there and does not start.
+pub fn started<T>(test: &str, server: Result<T, Error>) -> Option<T> {
+    match server {
+        Err(Error::Missing(what)) => {
+            report_skipped(test, &format!("{what} is not installed"));
+            None
+        }
+        started => Some(started.unwrap_or_else(|error| panic!("{error}"))),
+    }
+}
+
+/// Whether a program is installed; a note by the test's name if it is not.
+#[must_use]
+pub fn has(test: &str, program: &str) -> bool {
+    let found = Command::new(program).arg("-V").output().is_ok();
+    if !found {
+        report_skipped(test, &format!("{program} is not installed"));
+    }
+    found
 }
 
 impl Error {

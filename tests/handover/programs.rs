@@ -7,11 +7,11 @@ use std::sync::mpsc::{Receiver, channel};
 use bamf_lab::bridge::{Bridge, BridgeOptions};
 use bamf_lab::client::local::LocalPort;
 use bamf_lab::client::{Client, Options};
-use bamf_lab::machine::{or_skip, report_skipped};
+use bamf_lab::machine::or_skip;
 use bamf_lab::plane::Role;
 use bamf_lab::runtime::Inside;
 use bamf_lab::serve::Network;
-use bamf_lab::servers::{Error, Postgres, Sshd};
+use bamf_lab::servers::{Postgres, Sshd, has, started};
 use bamf_lab::site::Site;
 
 use super::scene::{LIMIT, journal, restart};
@@ -120,25 +120,6 @@ impl Talk {
         assert!(status.success(), "{status}: {stderr}");
         rest
     }
-}
-
-/// A server, or a note by the test's name that it is not there.
-fn started<T>(test: &str, server: Result<T, Error>) -> Option<T> {
-    match server {
-        Err(Error::Missing(what)) => {
-            report_skipped(test, &format!("{what} is not installed"));
-            None
-        }
-        started => Some(started.unwrap()),
-    }
-}
-
-fn has(test: &str, program: &str) -> bool {
-    let found = Command::new(program).arg("-V").output().is_ok();
-    if !found {
-        report_skipped(test, &format!("{program} is not installed"));
-    }
-    found
 }
 
 /// Rows that a query returns one by one, each a hundredth of a second after the other and longer than a kilobyte.
